@@ -1,0 +1,23 @@
+# The two commands of a newcomer. Each builds .venv when it is missing; nothing else is needed but python3 (3.11 or newer).
+#   make demo            from a clip to a motion LoRA to new videos, on the embedded tiny Wan, into runs/demo/
+#   make test            the tests, without the slow ones
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes the small CPU build of torch (no GPU needed)
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+
+.PHONY: demo test check
+demo: .venv/made
+	$(BIN)/python -m motionlora.train.demo --out runs/demo
+
+test: .venv/made
+	$(BIN)/pytest
+
+check: .venv/made
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+.venv/made: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "motionlora needs Python 3.11 or newer, this is %d.%d: name one with make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv .venv || { echo 'python3 cannot make environments: install python3-venv (apt-get install python3-venv) and try again.'; rm -rf .venv; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Values only: fully commented YAML."""

@@ -1,0 +1,1 @@
+"""Clips, made-up worlds, caches and settings: knows no model."""

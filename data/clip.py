@@ -1,0 +1,185 @@
+"""Clips: read from any video, animation or folder of pictures, written so that browsers play them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from motionlora.data.cache import replacing
+from motionlora.data.errors import InputError
+from motionlora.data.frames import Fit, Footage, Frame, Unreadable, fitted, taken
+from motionlora.data.pictures import open_animation, open_folder, write_animation
+from motionlora.data.video import open_video, write_video
+
+SUFFIXES = (".mp4", ".gif", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Moving pictures in memory.
+
+    Attributes:
+        pixels: uint8 RGB, "frame height width 3".
+        fps: frames a second, above 0.
+        caption: what is to be seen; "" where nobody said.
+    """
+
+    pixels: UInt8[np.ndarray, "frame height width 3"]
+    fps: float
+    caption: str
+
+    @property
+    def frames(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[2]
+
+    def content_hash(self) -> str:
+        """sha256 hex digest of the pixels and their shape; rate and caption do not count."""
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.hexdigest()
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    frames: int | None,
+    fps: float | None,
+    height: int | None,
+    width: int | None,
+    multiple: int = 16,
+    fit: Fit = "crop",
+    caption: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Clip:
+    """The clip in a video file, an animated GIF or WebP, or a folder of numbered pictures, as a model takes it.
+
+    Frames are those on screen at 0, 1/fps, 2/fps ... seconds, so the speed is the clip's own whatever its rate. Pixels
+    are made square and turned upright, then cropped or letterboxed to `height` x `width`.
+
+    Args:
+        frames: how many, 4k+1; None takes as many as the clip allows.
+        fps: the wanted rate; None keeps the clip's. A folder has no rate: it is taken as shot at `fps`, or 16.
+        height, width: multiples of `multiple`; None takes the largest that fits.
+        caption: None reads the `.txt` beside the clip; "" where there is none.
+        say: called with each line that the user should see: what was taken and what was cut.
+
+    Raises:
+        InputError: not a readable, whole clip, shorter than asked, or an impossible size or count.
+    """
+    path = Path(path)
+    footage = _open(path, fps, say)
+    chosen, rate = taken(footage, frames, fps, say)
+    window = fitted(footage, height, width, multiple, fit, say)
+    footage.check(float(footage.stamps[chosen[-1]]))
+    wanted, order = np.unique(chosen, return_inverse=True)
+    _, pictures = _gathered(footage, wanted.tolist(), window)
+    return Clip(pictures[order], rate, _caption(path) if caption is None else caption)
+
+
+def write_clip(clip: Clip, path: str | Path, *, comment: str = "") -> None:
+    """Writes the clip by suffix: `.mp4` (H.264, yuv420p, plays in browsers), `.gif` or `.webp`, whole or not at all.
+
+    `comment` goes into the file's own metadata. MP4 pixels come back only nearly equal.
+
+    Raises:
+        InputError: another suffix, or an odd height or width for MP4.
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} asks for '{path.suffix}', but clips are written as {', '.join(SUFFIXES)}: rename it.")
+    if path.suffix.lower() != ".mp4":
+        with replacing(path) as draft:
+            write_animation(clip.pixels, clip.fps, draft, comment)
+        return
+    if clip.height % 2 or clip.width % 2:
+        raise InputError(
+            f"{path} would be {clip.width} x {clip.height} pixels, but MP4 needs even sides: crop it to "
+            f"{clip.width - clip.width % 2} x {clip.height - clip.height % 2}, or write .gif or .webp."
+        )
+    with replacing(path) as draft:
+        write_video(clip.pixels, clip.fps, draft, comment)
+
+
+def describe(path: str | Path, fps: float | None = None) -> dict[str, Any]:
+    """What a file or folder holds, for `motionlora clip inspect`; decodes all of it, so damage is found.
+
+    Keys: path, kind, reader, frames, fps, rate ("constant" or "variable"), seconds, height, width (as seen, upright),
+    pixel_aspect (width over height), rotation (degrees, counter-clockwise), frames_4k1 (the most that a model can take
+    at this rate), caption. `fps` is the rate of a folder, which knows none.
+
+    Raises:
+        InputError: as `read_clip`.
+    """
+    path = Path(path)
+    footage = _open(path, fps, lambda line: None)
+    footage.check(footage.seconds)
+    reader, _ = _gathered(footage, [0], lambda frame: frame)
+    rate, even = footage.rate()
+    most = footage.moments(rate)
+    return {
+        "path": str(path),
+        "kind": footage.kind,
+        "reader": reader,
+        "frames": footage.frames,
+        "fps": round(rate, 3),
+        "rate": "constant" if even else "variable",
+        "seconds": round(footage.seconds, 3),
+        "height": footage.height,
+        "width": footage.width,
+        "pixel_aspect": round(footage.aspect, 4),
+        "rotation": footage.rotation,
+        "frames_4k1": most - (most - 1) % 4,
+        "caption": _caption(path),
+    }
+
+
+def _open(path: Path, fps: float | None, say: Callable[[str], None]) -> Footage:
+    try:
+        if path.is_dir():
+            return open_folder(path, fps, say)
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as fault:
+        raise InputError(f"{path} cannot be read ({fault.strerror}): check its name and its permissions.") from fault
+    if not head:
+        raise InputError(f"{path} is an empty file, not a video: copy or download it again.")
+    return open_animation(path) if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else open_video(path)
+
+
+def _caption(path: Path) -> str:
+    """The text beside the clip on one line: clip.txt beside clip.mp4, folder.txt beside or caption.txt in a folder."""
+    beside = [path.with_name(f"{path.name}.txt"), path / "caption.txt"] if path.is_dir() else [path.with_suffix(".txt")]
+    for text in beside:
+        try:
+            return " ".join(text.read_text(encoding="utf-8").split())
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeError) as fault:
+            raise InputError(f"{text} cannot be read as a caption ({fault}): save it as UTF-8 text.") from fault
+    return ""
+
+
+def _gathered(
+    footage: Footage, indexes: Sequence[int], fit: Callable[[Frame], Frame]
+) -> tuple[str, UInt8[np.ndarray, "frame height width 3"]]:
+    """The frames at ascending indexes, fitted, by the first reader that can; and that reader's name."""
+    reasons: list[str] = []
+    for name, read in footage.readers:
+        try:
+            return name, np.stack([fit(frame) for frame in read(indexes)])
+        except Unreadable as fault:
+            reasons.append(str(fault))
+    raise InputError(f"{footage.name} is damaged ({reasons[-1]}): re-encode it or copy it again.")

@@ -1,0 +1,110 @@
+"""What a model must answer.
+
+Letters: b batch, c latent channel, f latent frame, h height, w width, l text token, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from motionlora.data.clip import Clip
+    from motionlora.heads.capture import Captured, What
+    from motionlora.heads.positions import Positions
+
+Latent: TypeAlias = Float[Tensor, "b c f h w"]
+"""Normalised latents: `(raw - mean) / std` with the VAE config's mean and std, near unit scale for a clean clip."""
+
+
+class Backbone(Protocol):
+    """A loaded model. Time runs from 0 (clean) to 1 (noise); velocity points to noise."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it: a folder, a hub id or "tiny"."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights these are: a hash of the configuration and of a sample of the weights."""
+        ...
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def multiple(self) -> int:
+        """Height and width in pixels must be multiples of this."""
+        ...
+
+    @property
+    def frame_multiple(self) -> int:
+        """A clip has k * frame_multiple + 1 pixel frames, and k + 1 latent frames."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def encode(self, clip: Clip) -> Latent: ...
+    def decode(self, latent: Latent, fps: float) -> Clip: ...
+    def embed(self, captions: Sequence[str]) -> Prompt: ...
+    def velocity(self, latent: Latent, time: Float[Tensor, " b"], prompt: Prompt) -> Latent: ...
+    def grid(self, latent: Latent) -> TokenGrid: ...
+    def capturing(
+        self, blocks: Sequence[int], what: What, *, stop: bool = False
+    ) -> AbstractContextManager[Captured[Any]]: ...
+    def positioned(self, positions: Positions) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How a clip's tokens lie in time and space; the only place that knows their order: (f h w), row-major."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole clip."""
+        return self.frames * self.tokens_per_frame
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Embedded captions, padded with zeros to the length that the model attends to (512 for Wan)."""
+
+    embeds: Float[Tensor, "b l d"]
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def __getitem__(self, index: int | slice) -> Prompt:
+        """One caption or several, always with the batch axis."""
+        return Prompt(self.embeds[index : index + 1 or None] if isinstance(index, int) else self.embeds[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:
+        """The same prompt elsewhere or in another dtype; None keeps what it is."""
+        return Prompt(self.embeds.to(device=device, dtype=dtype))
+
+    def expand(self, batch: int) -> Prompt:
+        """One caption for a whole batch, without a copy; `batch` captions are returned as they are."""
+        return self if len(self) == batch else Prompt(self.embeds.expand(batch, -1, -1))

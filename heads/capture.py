@@ -1,0 +1,230 @@
+"""Record q, k, v or block outputs of chosen blocks, stop the forward early, leave no trace.
+
+Letters: b clip, s token in (f h w) order, h head, d channel of a head, c channel of the model (c = h d).
+
+Everything is done by hooks on the sub-modules of a block, none by an attention processor: the processor, the
+attention backend and the LoRA layers of the model stay what they are, and q, k, v are the very tensors that the
+attention receives, not a second projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from motionlora.data.settings import InputError
+
+What: TypeAlias = Literal["qk", "qkv", "block"]
+Heads: TypeAlias = Float[Tensor, "b s h d"]
+Rope: TypeAlias = tuple[Tensor, Tensor]  # cos and sin, each real "1 s 1 d", values doubled for even and odd lanes
+T = TypeVar("T")
+Out = TypeVar("Out")
+
+
+@overload
+def capturing(
+    transformer: nn.Module, blocks: Sequence[int], what: Literal["qk"], *, stop: bool = False
+) -> AbstractContextManager[Captured[tuple[Tensor, Tensor]]]: ...
+@overload
+def capturing(
+    transformer: nn.Module, blocks: Sequence[int], what: Literal["qkv"], *, stop: bool = False
+) -> AbstractContextManager[Captured[tuple[Tensor, Tensor, Tensor]]]: ...
+@overload
+def capturing(
+    transformer: nn.Module, blocks: Sequence[int], what: Literal["block"], *, stop: bool = False
+) -> AbstractContextManager[Captured[Tensor]]: ...
+@overload
+def capturing(
+    transformer: nn.Module, blocks: Sequence[int], what: What, *, stop: bool = False
+) -> AbstractContextManager[Captured[Any]]: ...
+@contextmanager
+def capturing(
+    transformer: nn.Module, blocks: Sequence[int], what: What, *, stop: bool = False
+) -> Iterator[Captured[Any]]:
+    """Records tensors of `blocks` in every forward that runs inside the context.
+
+        with capturing(transformer, [15], "qk", stop=True) as seen:
+            seen.run(lambda: model.velocity(latent, time, prompt))
+            q, k = seen[15]
+
+    Args:
+        transformer: a WanTransformer3DModel, or a wrapper that holds one as `.module`.
+        blocks: which blocks, counted from zero.
+        what: "qk" and "qkv": the self-attention's inputs after norm and rotary positions, each "b s h d";
+            "block": the output of the block, "b s c". In the model's dtype; gradients flow.
+        stop: end each forward when nothing is left to record: after the last block of `blocks`, for "qk" and "qkv"
+            before its attention. Such a forward has no result and must be called through `Captured.run`.
+
+    Raises:
+        InputError: no block, a block that the model does not have, an unknown `what`, or fused projections.
+    """
+    model = unwrapped(transformer)
+    layers = _chosen(model, blocks)
+    if what not in _WATCH:
+        raise InputError(f"Cannot capture {what!r}; allowed are {', '.join(_WATCH)}: choose one of them.")
+    seen: Captured[Any] = Captured(last=max(layers) if stop else None)
+    with ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(seen._begin).remove)
+        hooks.callback(model.register_forward_hook(seen._end, always_call=True).remove)
+        for block, layer in layers.items():
+            hooks.enter_context(_WATCH[what](layer, lambda read, block=block: seen._put(block, read)))
+        yield seen
+
+
+class Captured(Mapping[int, T], Generic[T]):
+    """What the latest forward showed: block -> tensors. Readable also after the context is left.
+
+    Indexing applies the rotary positions anew each time, in the gradient mode of the reader (outside of the forward, so
+    that gradient checkpointing sees no foreign operation): keep the result rather than index twice.
+    """
+
+    def __init__(self, last: int | None) -> None:
+        self._last = last
+        self._running = False
+        self._readers: dict[int, Callable[[], T]] = {}
+
+    def run(self, forward: Callable[[], Out]) -> Out | None:
+        """Calls `forward`; returns its result, or None where it ended early because nothing was left to record."""
+        try:
+            return forward()
+        except _Enough as enough:
+            if enough.captured is not self:
+                raise
+            return None
+
+    def __getitem__(self, block: int) -> T:
+        if block not in self._readers:
+            have = ", ".join(map(str, self._readers)) or "none"
+            raise KeyError(
+                f"block {block} was not captured (captured: {have}): name it in capturing() and run a forward"
+            )
+        return self._readers[block]()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def _begin(self, *_: object) -> None:
+        self._running = True
+        self._readers = {}
+
+    def _end(self, *_: object) -> None:
+        self._running = False
+
+    def _put(self, block: int, read: Callable[[], T]) -> None:
+        # Gradient checkpointing runs the blocks once more in the backward pass: that is not a forward of the model.
+        if not self._running:
+            return
+        self._readers[block] = read
+        if block == self._last:
+            raise _Enough(self)
+
+
+class _Enough(Exception):
+    """Ends a forward whose remaining blocks nobody needs. Never leaves `Captured.run`."""
+
+    def __init__(self, captured: Captured[Any]) -> None:
+        super().__init__("this forward was stopped on purpose (stop=True): call it through Captured.run")
+        self.captured = captured
+
+
+@contextmanager
+def watching_attention(
+    attention: nn.Module, seen: Callable[[Callable[[], Any]], None], *, value: bool
+) -> Iterator[None]:
+    """Calls `seen` just before each attention with a function that returns (q, k) or (q, k, v), each "b s h d".
+
+    The order is that of diffusers' WanAttnProcessor (0.42): to_q, to_k, to_v, norm_q, norm_k, rotary, attention.
+    Exceptions of `seen` pass through.
+    """
+    heads: int = attention.heads  # pyright: ignore[reportAssignmentType]
+    parts: dict[str, Any] = {}
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parts["rope"] = args[3] if len(args) > 3 else kwargs.get("rotary_emb")
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, _args, out: parts.__setitem__(name, out)
+
+    def ready(_module: nn.Module, _args: object, out: Tensor) -> None:
+        seen(_reader(parts.pop("rope"), parts.pop("q"), out, parts.pop("v", None), heads))
+
+    with ExitStack() as hooks:
+        hooks.callback(attention.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        hooks.callback(attention.get_submodule("norm_q").register_forward_hook(keep("q")).remove)
+        if value:
+            hooks.callback(attention.get_submodule("to_v").register_forward_hook(keep("v")).remove)
+        hooks.callback(attention.get_submodule("norm_k").register_forward_hook(ready).remove)
+        yield
+
+
+def unwrapped(transformer: nn.Module) -> nn.Module:
+    """The model inside a wrapper of accelerate, DDP, DeepSpeed (`.module`) or torch.compile (`._orig_mod`)."""
+    while not hasattr(transformer, "blocks"):
+        inner = getattr(transformer, "module", None) or getattr(transformer, "_orig_mod", None)
+        if inner is None:
+            raise InputError(
+                f"A {type(transformer).__name__} has no transformer blocks; a Wan transformer in diffusers' classes is "
+                "supported: load one."
+            )
+        transformer = inner
+    return transformer
+
+
+def rotated(x: Heads, rope: Rope) -> Heads:
+    """Rotary positions on neighbouring lanes (arXiv 2104.09864, eq. 34), bit for bit as diffusers' Wan has them."""
+    even, odd = rearrange(x, "b s h (d two) -> two b s h d", two=2)
+    cos, sin = rope[0][..., 0::2], rope[1][..., 1::2]
+    pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return rearrange(pairs, "b s h d two -> b s h (d two)").type_as(x)
+
+
+def _reader(rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: int) -> Callable[[], tuple[Tensor, ...]]:
+    def by_head(x: Tensor) -> Tensor:
+        return rearrange(x, "b s (h d) -> b s h d", h=heads)
+
+    def read() -> tuple[Tensor, ...]:
+        turned = (by_head(x) if rope is None else rotated(by_head(x), rope) for x in (q, k))
+        return (*turned, by_head(v)) if v is not None else tuple(turned)
+
+    return read
+
+
+def _chosen(model: nn.Module, blocks: Sequence[int]) -> dict[int, nn.Module]:
+    layers = list(model.get_submodule("blocks").children())
+    wrong = [block for block in blocks if not 0 <= block < len(layers)]
+    if wrong or not blocks:
+        came = f"Block {wrong[0]} was asked for" if wrong else "No block was named"
+        raise InputError(f"{came}; the model has blocks 0 to {len(layers) - 1}: name one or more of these.")
+    if any(getattr(layers[block].attn1, "fused_projections", False) for block in blocks):
+        raise InputError(
+            "The projections of the model are fused, which hides q, k and v: call unfuse_qkv_projections()."
+        )
+    return {block: layers[block] for block in blocks}
+
+
+@contextmanager
+def _watching_output(layer: nn.Module, seen: Callable[[Callable[[], Tensor]], None]) -> Iterator[None]:
+    def keep(_module: nn.Module, _args: object, out: Tensor) -> None:
+        seen(lambda: out)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_WATCH: dict[str, Callable[[nn.Module, Callable[..., None]], AbstractContextManager[Any]]] = {
+    "qk": lambda layer, seen: watching_attention(layer.get_submodule("attn1"), seen, value=False),
+    "qkv": lambda layer, seen: watching_attention(layer.get_submodule("attn1"), seen, value=True),
+    "block": _watching_output,
+}

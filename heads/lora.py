@@ -1,0 +1,300 @@
+"""LoRA on chosen attention heads: exact masks on full-width layers of stock peft; attach, train, load, remove.
+
+Head-wise LoRA of rank r is full-width LoRA of the same rank whose b (q, k, v: rows) or a (o: columns) is zero outside
+the chosen heads (Follow-Your-Motion, arXiv 2506.05207, with nothing split). Forward hooks keep the zeros: a gradient
+hook would be lost without a word where a trainer shards the parameters. The norms of q and k run over all heads at
+once, so a LoRA on one head still rescales its neighbours: that is the paper's method, not a leak of the mask.
+
+Letters: r rank, i inputs, o outputs of a projection; a "r i" and b "o r" are the two factors of W + alpha / r * b a.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from motionlora.data.settings import InputError
+from motionlora.heads.capture import unwrapped
+from motionlora.heads.lora_layers import (
+    PROJECTIONS,
+    activate,
+    active,
+    adapter_layers,
+    check_fit,
+    check_known,
+    check_name,
+    check_request,
+    check_state,
+    check_strengths,
+    check_unfused,
+    drop,
+    fitting,
+    initialise,
+    inject,
+    is_output,
+)
+
+if TYPE_CHECKING:
+    from motionlora.heads.head_map import HeadMap
+
+
+@dataclass(frozen=True, eq=False)
+class MotionLora:
+    """A LoRA as values, apart from any model.
+
+    Attributes:
+        weights: "blocks.N.attn1.to_q.lora_A.weight" -> a "r i", "... .lora_B.weight" -> b "o r"; zeros carry the mask.
+        rank: r of most modules; a module may have another, which its tensors tell.
+        alpha: every module's update is alpha / rank * b a.
+        head_map: the measured heads that it was trained on; None where nothing was measured.
+        stage: "spatial", "temporal", or what a stranger's file is called: "unknown".
+        provenance: how it was made (rule, ratio, grid, clip_hash, caption, settings, versions, ...), ready for JSON.
+    """
+
+    weights: Mapping[str, Tensor]
+    rank: int
+    alpha: float
+    head_map: HeadMap | None = None
+    stage: str = "unknown"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def modules(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module name -> (a, b), in the order of `weights`.
+
+        Raises:
+            InputError: no tensor, a key that is no LoRA weight, half a pair, or factors that do not fit each other.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in self.weights.items():
+            match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
+            if not match:
+                raise InputError(f"{key} is no LoRA weight; keys end in .lora_A.weight or .lora_B.weight.")
+            found.setdefault(match[1], {})[match[2]] = value
+        if not found:
+            raise InputError("The LoRA holds no tensor: give one that was trained.")
+        return {module: fitting(module, pair.get("A"), pair.get("B")) for module, pair in found.items()}
+
+
+class MotionLoraHandle:
+    """A LoRA on chosen heads of a model in training. Made by `attach`."""
+
+    def __init__(self, transformer: nn.Module, name: str, chosen: np.ndarray, rank: int) -> None:
+        self.transformer, self.name, self.chosen, self.rank = transformer, name, chosen, rank
+        self._layers = adapter_layers(transformer, name)
+        self._kept: dict[str, Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def state(self, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """All tensors, full width, copied to the CPU: "blocks.N.attn1.to_q.lora_A.weight" -> "r i" and so on.
+
+        Args:
+            gathered: the state of the whole model as `Accelerator.get_state_dict` collects it, for trainers that
+                keep only a part of each tensor on a process (ZeRO-3, FSDP2).
+        """
+        if gathered is None:
+            return {key: weight.detach().cpu().clone() for key, weight in self._named()}
+        infix = re.compile(rf"^(?:module\.)*(.*\.lora_[AB])\.{re.escape(self.name)}\.weight$")
+        found = {match[1] + ".weight": value for key, value in gathered.items() if (match := infix.match(key))}
+        for key, _ in self._named():
+            if key not in found:
+                raise InputError(f"The gathered state has no {key}: gather it from the model that was trained.")
+        return {key: found[key].detach().cpu().clone() for key, _ in self._named()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Sets all tensors, bit for bit, from what `state` returned.
+
+        Raises:
+            InputError: other keys or shapes, a NaN, or weight on heads that are not chosen; nothing is changed then.
+        """
+        own = dict(self._named())
+        check_state(state, {key: self._free(key) for key in own})
+        with torch.no_grad():
+            for key, weight in own.items():
+                weight.copy_(state[key])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The fp32 tensors, in a fixed order. Masked entries stay exactly zero under SGD, Adam and AdamW, any decay."""
+        return [weight for _, weight in self._named()]
+
+    def parameter_count(self) -> int:
+        """How many numbers can move: the size of compact head-wise LoRA, r (i + o) with only the chosen rows."""
+        return sum(int(self._free(key).sum()) for key, _ in self._named())
+
+    def trainable(self, flag: bool) -> None:
+        """Lets gradients reach the parameters, or freezes them; the LoRA keeps acting on the output."""
+        for weight in self.parameters():
+            weight.requires_grad_(flag)
+
+    def remove(self) -> None:
+        """Takes adapter and hooks away: modules and outputs are bit for bit those of before. Twice does no harm."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._layers:
+            drop(self.transformer, self.name)
+        self._hooks, self._layers = [], {}
+
+    def lora(
+        self,
+        stage: str,
+        *,
+        head_map: HeadMap | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        **provenance: Any,
+    ) -> MotionLora:
+        """The LoRA as it is now, or with the weights of `state` (an average, say); its heads go into the provenance."""
+        heads = {str(block): np.flatnonzero(row).tolist() for block, row in enumerate(self.chosen) if row.any()}
+        provenance = {"heads": {"per_block": self.chosen.shape[1], "chosen": heads}, **provenance}
+        return MotionLora(dict(state or self.state()), self.rank, float(self.rank), head_map, stage, provenance)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for module, layer in self._layers.items():
+            yield f"{module}.lora_A.weight", layer.lora_A[self.name].weight
+            yield f"{module}.lora_B.weight", layer.lora_B[self.name].weight
+
+    def _free(self, key: str) -> Tensor:
+        """Where a tensor may be other than zero; bool, of its shape."""
+        module, factor, _ = key.rsplit(".", 2)
+        layer, kept = self._layers[module], self._kept[module]
+        masked = "lora_A" if is_output(module) else "lora_B"
+        width = {"lora_A": layer.in_features, "lora_B": layer.out_features}[factor]
+        side = kept if factor == masked else torch.ones(width, dtype=torch.bool)
+        return repeat(side, "n -> r n" if factor == "lora_A" else "n -> n r", r=self.rank)
+
+    def _mask(self, module: str, kept: Tensor) -> None:
+        """Hooks one projection. The mask is a buffer, so that it follows the model to its device; it is never saved."""
+        self._kept[module] = kept
+        factor = getattr(self._layers[module], "lora_A" if is_output(module) else "lora_B")[self.name]
+        factor.register_buffer("head_mask", kept.to(factor.weight), persistent=False)
+        if is_output(module):
+            hook = factor.register_forward_pre_hook(lambda m, args: (args[0] * m.head_mask.to(args[0].dtype),))
+        else:
+            hook = factor.register_forward_hook(lambda m, _, out: out * m.head_mask.to(out.dtype))
+        self._hooks.append(hook)
+
+
+def attach(
+    transformer: nn.Module,
+    name: str,
+    chosen: np.ndarray,
+    *,
+    rank: int,
+    projections: Sequence[str] = tuple(PROJECTIONS),
+    seed: int,
+) -> MotionLoraHandle:
+    """Adds trainable LoRA layers to the chosen heads of the self-attentions; the model's output does not change yet.
+
+    Stock peft layers in fp32, also on a bf16 model, alpha = rank. Blocks without a chosen head get none. Other adapters
+    keep acting and keep their gradients on or off; the base weights are frozen. The global random state is left alone.
+
+    Args:
+        transformer: a WanTransformer3DModel, or a wrapper that holds one.
+        name: of the adapter; letters, digits, "_" and "-".
+        chosen: bool "block head".
+        rank: r, 1 or more.
+        projections: some of "q", "k", "v", "o".
+        seed: of the initial a; equal seed and heads give equal bits.
+
+    Raises:
+        InputError: no head chosen, a map of another shape, an impossible rank, projection or name, fused projections.
+
+    Source: Follow-Your-Motion (arXiv 2506.05207), as one masked layer in place of two split ones (ours).
+    """
+    model = unwrapped(transformer)
+    chosen = np.asarray(chosen)
+    check_request(model, name, chosen, rank, projections)
+    modules = [
+        f"blocks.{block}.attn1.{module}"
+        for block, row in enumerate(chosen)
+        if row.any()
+        for short, module in PROJECTIONS.items()
+        if short in projections
+    ]
+    inject(model, name, dict.fromkeys(modules, rank), scale=1.0)
+    handle = MotionLoraHandle(model, name, chosen, rank)
+    generator = torch.Generator().manual_seed(seed)
+    for module in modules:
+        layer = handle._layers[module]
+        width = layer.in_features if is_output(module) else layer.out_features
+        heads = torch.from_numpy(chosen[int(module.split(".")[1])])
+        kept = repeat(heads, "h -> (h d)", d=width // len(heads))
+        handle._mask(module, kept)
+        columns = kept if is_output(module) else torch.ones(layer.in_features, dtype=torch.bool)
+        initialise(layer.lora_A[name].weight, layer.lora_B[name].weight, columns, generator)
+    handle.trainable(True)
+    return handle
+
+
+def load_into(transformer: nn.Module, lora: MotionLora, name: str, strength: float = 1.0) -> None:
+    """Adds a finished LoRA to a model, frozen, beside the adapters that are there: W + strength * alpha / rank * b a.
+
+    Any linear module of the model may be in it (feed-forward, cross-attention), with any rank. No masks are needed: the
+    zeros in the weights carry them. All of its tensors are used, or nothing is changed.
+
+    Args:
+        strength: 1 as trained, 0 off; Follow-Your-Motion's temporal LoRA is used at 0.5.
+
+    Raises:
+        InputError: a tensor that does not belong to this model or is not finite, a taken name, fused projections.
+    """
+    model = unwrapped(transformer)
+    check_name(model, name)
+    check_strengths({name: strength})
+    check_unfused(model)
+    modules = lora.modules()
+    for module, (a, b) in modules.items():
+        check_fit(model, module, a, b)
+    inject(model, name, {module: a.shape[0] for module, (a, _) in modules.items()}, scale=lora.alpha / lora.rank)
+    layers = adapter_layers(model, name)
+    if layers.keys() != modules.keys():
+        drop(model, name)
+        raise RuntimeError(f"peft made layers for {len(layers)} of the {len(modules)} modules of the LoRA: a bug.")
+    with torch.no_grad():
+        for module, (a, b) in modules.items():
+            for factor, value in ((layers[module].lora_A[name], a), (layers[module].lora_B[name], b)):
+                factor.weight.copy_(value).requires_grad_(False)
+    set_strengths(model, {**strengths(model), name: strength})
+
+
+def unload(transformer: nn.Module, name: str) -> None:
+    """Takes an adapter away; the others keep acting. With the last one, every module is the stock one again.
+
+    Raises:
+        InputError: there is no such adapter.
+    """
+    model = unwrapped(transformer)
+    check_known(model, [name])
+    drop(model, name)
+
+
+def set_strengths(transformer: nn.Module, wanted: Mapping[str, float]) -> None:
+    """Says how strongly each adapter acts: 1 as trained, 0 off, and off too where it is not named.
+
+    With all of them off the output is the base model's, bit for bit. Gradients stay on or off as they are.
+
+    Raises:
+        InputError: an unknown adapter or a strength that is not a finite number.
+    """
+    model = unwrapped(transformer)
+    check_known(model, wanted)
+    check_strengths(wanted)
+    for name, strength in wanted.items():
+        for layer in adapter_layers(model, name).values():
+            layer.set_scale(name, float(strength))
+    activate(model, [name for name, strength in wanted.items() if strength != 0])
+
+
+def strengths(transformer: nn.Module) -> dict[str, float]:
+    """The adapters of a model and how strongly each acts now; what `set_strengths` takes."""
+    model = unwrapped(transformer)
+    acting, found = active(model), {}
+    for name in getattr(model, "peft_config", {}):
+        layer = next(iter(adapter_layers(model, name).values()))
+        found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name] if name in acting else 0.0
+    return found

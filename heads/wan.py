@@ -1,0 +1,287 @@
+"""Wan 2.1 text-to-video behind the `Backbone` protocol: the transformer stays loaded, VAE and text encoder come and go.
+
+Letters: b batch, c latent channel, f latent frame, h height, w width, l text token, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from motionlora.data.cache import cached, content_key
+from motionlora.data.clip import Clip
+from motionlora.data.settings import InputError
+from motionlora.heads.backbone import Latent, Prompt, TokenGrid
+from motionlora.heads.capture import unwrapped
+from motionlora.heads.wan_folder import found_folder
+from motionlora.heads.wan_parts import TEXT_LENGTH, WanParts, loaded, weights_fingerprint
+
+if TYPE_CHECKING:
+    from motionlora.heads.capture import Captured, What
+    from motionlora.heads.positions import Positions
+
+
+@dataclass(frozen=True, eq=False)
+class WanBackbone:
+    """A loaded Wan 2.1 text-to-video model, frozen. Time runs from 0 (clean) to 1 (noise).
+
+    `transformer` may be a wrapper that holds the model as `.module`: `dataclasses.replace(model, transformer=wrapped)`
+    shares everything else.
+    """
+
+    transformer: nn.Module
+    parts: WanParts
+    source: str | Path
+    fingerprint: str
+    cache: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "tiny",
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cache: Path | None = None,
+    ) -> WanBackbone:
+        """Load the transformer of a diffusers folder or hub id; "tiny" is the embedded one.
+
+        Args:
+            dtype: of the transformer and the text encoder, float32 or bfloat16; norms, time embedding and rotary
+                tables stay in fp32, and so does the VAE.
+            cache: folder for latents and prompts, found again by content; None computes them each time.
+
+        Raises:
+            InputError: not there, damaged, or not Wan 2.1 text-to-video.
+        """
+        folder = found_folder(source)
+        device = torch.device(device)
+        transformer = loaded(WanTransformer3DModel, folder / "transformer", dtype)
+        fingerprint = weights_fingerprint(transformer)
+        parts = WanParts(folder, device, dtype)
+        return cls(transformer.to(device), parts, source, fingerprint, None if cache is None else Path(cache))
+
+    def __post_init__(self) -> None:
+        self._refuse_fused()
+
+    @property
+    def name(self) -> str:
+        """The hub id, "tiny", or the folder's own name (no path of this machine)."""
+        if str(self.source) == "tiny" or not Path(self.source).exists():
+            return str(self.source)
+        return Path(self.source).resolve().name
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return self.parts.dtype
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformer's settings, read-only."""
+        return unwrapped(self.transformer).config
+
+    @property
+    def blocks(self) -> int:
+        return self.config.num_layers
+
+    @property
+    def heads(self) -> int:
+        return self.config.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.attention_head_dim
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.config.in_channels
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels a latent covers in height and in width: 8 for Wan 2.1, 4 for the tiny."""
+        return self.parts.vae_config["scale_factor_spatial"]
+
+    @property
+    def multiple(self) -> int:
+        """Height and width in pixels must be multiples of this: 16 for Wan 2.1, 8 for the tiny."""
+        return self.spatial_factor * self.config.patch_size[1]
+
+    @property
+    def frame_multiple(self) -> int:
+        """A clip has k times this plus 1 frames: 4."""
+        return self.parts.vae_config["scale_factor_temporal"]
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """For `FlowMatchEulerDiscreteScheduler.from_config`."""
+        return self.parts.scheduler_config
+
+    def encode(self, clip: Clip) -> Latent:
+        """The clip's normalised latent "1 c f h w", fp32, on the device: `(mode - mean) / std` (methods.md 1.4).
+
+        Raises:
+            InputError: frames that are not 4k + 1, or a size that is not a multiple of `multiple`; the VAE would
+                drop the rest unseen.
+        """
+        self._refuse_size(clip)
+        key = content_key("latent", self.parts.vae_hash, clip.content_hash())
+        return self._remembered("latents", key, lambda: self._encode(clip)).to(self.device)
+
+    @torch.no_grad()
+    def _encode(self, clip: Clip) -> Latent:
+        pixels = rearrange(torch.from_numpy(clip.pixels), "f h w c -> 1 c f h w").float() / 127.5 - 1
+        with self.parts.vae() as vae:
+            raw = vae.encode(pixels.to(self.device)).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
+        mean, std = self._statistics(raw)
+        return (raw - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latent: Latent, fps: float) -> Clip:
+        """The clip of one normalised latent "1 c f h w"; pixel values are rounded, the caption is empty.
+
+        Raises:
+            InputError: more than one latent.
+        """
+        if latent.ndim != 5 or latent.shape[0] != 1:
+            raise InputError(f"decode takes one latent 1 c f h w, got {tuple(latent.shape)}: decode one after another.")
+        latent = latent.to(self.device, torch.float32)
+        mean, std = self._statistics(latent)
+        # Divided by the reciprocal as WanPipeline does, so that the pixels are the stock ones bit for bit.
+        inverse_std = 1.0 / std
+        with self.parts.vae() as vae:
+            pixels = vae.decode(latent / inverse_std + mean).sample[0]  # pyright: ignore[reportAttributeAccessIssue]
+        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return Clip(rearrange(bytes_, "c f h w -> f h w c").contiguous().cpu().numpy(), fps, "")
+
+    def embed(self, captions: Sequence[str]) -> Prompt:
+        """Captions embedded as `WanPipeline.__call__` does for each alone: 512 tokens, zeros after the caption's end.
+
+        Raises:
+            InputError: no caption, or one of more than 512 tokens.
+        """
+        if isinstance(captions, str) or not captions:
+            raise InputError(f"embed takes a list of captions, got {captions!r}: put at least one in a list.")
+        with self.parts.text() as embedding:
+            rows = [
+                self._remembered(
+                    "prompts",
+                    content_key("prompt", self.parts.text_hash, str(TEXT_LENGTH), caption),
+                    lambda caption=caption: embedding(caption),
+                )
+                for caption in captions
+            ]
+        return Prompt(torch.cat([row.to(self.device) for row in rows]))
+
+    def velocity(self, latent: Latent, time: Float[Tensor, " b"], prompt: Prompt) -> Latent:
+        """What the network says at `time`: the direction from clip to noise, fp32; no guidance.
+
+        Gradients flow where grad is enabled. One caption serves the whole batch.
+
+        Args:
+            latent: noisy latents; cast to the model's dtype.
+            time: in [0, 1], one for each latent or one for all; the network is fed 1000 times it.
+        """
+        self._refuse_fused()
+        batch = latent.shape[0]
+        velocity = self.transformer(
+            hidden_states=latent.to(self.dtype),
+            timestep=(1000 * time.to(self.device, torch.float32)).expand(batch),
+            encoder_hidden_states=prompt.to(self.device, self.dtype).expand(batch).embeds,
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def grid(self, latent: Latent) -> TokenGrid:
+        """The token grid of a latent.
+
+        Raises:
+            InputError: height or width in latents is not a multiple of the patch.
+        """
+        sides = [
+            (side // patch, side % patch) for side, patch in zip(latent.shape[2:], self.config.patch_size, strict=True)
+        ]
+        if any(rest for _, rest in sides):
+            raise InputError(
+                f"A latent of {tuple(latent.shape[2:])} does not divide into patches of {self.config.patch_size}: use "
+                f"clips whose height and width are multiples of {self.multiple}."
+            )
+        return TokenGrid(*(side for side, _ in sides))
+
+    def capturing(
+        self, blocks: Sequence[int], what: What, *, stop: bool = False
+    ) -> AbstractContextManager[Captured[Any]]:
+        """Records tensors of `blocks` (`motionlora.heads.capture.capturing`)."""
+        from motionlora.heads.capture import capturing
+
+        return capturing(self.transformer, blocks, what, stop=stop)
+
+    def positioned(self, positions: Positions) -> AbstractContextManager[None]:
+        """Latent frames stand at these times inside the context (`motionlora.heads.positions.positioned`)."""
+        from motionlora.heads.positions import positioned
+
+        return positioned(self.transformer, positions)
+
+    def use_attention(self, backend: str) -> None:
+        """Choose the attention backend by diffusers' dispatcher, "native" by default.
+
+        Raises:
+            InputError: unknown, or its package is not installed.
+        """
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        transformer: Any = unwrapped(self.transformer)
+        try:
+            transformer.set_attention_backend(backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            allowed = ", ".join(name.value for name in AttentionBackendName)
+            reason = "" if backend not in allowed.split(", ") else f" ({error})"
+            raise InputError(
+                f"Attention backend {backend!r} cannot be used{reason}; allowed are {allowed}: choose one whose "
+                "package is installed."
+            ) from error
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of raw latents, "1 c 1 1 1", from the VAE's config."""
+        config = self.parts.vae_config
+        mean, std = (torch.tensor(config[name]).to(like) for name in ("latents_mean", "latents_std"))
+        return rearrange(mean, "c -> 1 c 1 1 1"), rearrange(std, "c -> 1 c 1 1 1")
+
+    def _remembered(self, kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+        if self.cache is None:
+            return make()
+        return cached(self.cache / kind, key, lambda: {kind: make().cpu().contiguous()})[kind]
+
+    def _refuse_size(self, clip: Clip) -> None:
+        frames, height, width = clip.pixels.shape[:3]
+        if (frames - 1) % self.frame_multiple:
+            nearest = frames - (frames - 1) % self.frame_multiple
+            raise InputError(f"The model takes {self.frame_multiple}k + 1 frames, got {frames}: cut to {nearest}.")
+        if height % self.multiple or width % self.multiple:
+            raise InputError(
+                f"The model takes heights and widths that are multiples of {self.multiple}, got {height} x {width}: "
+                f"crop to {height // self.multiple * self.multiple} x {width // self.multiple * self.multiple}."
+            )
+
+    def _refuse_fused(self) -> None:
+        transformer: Any = unwrapped(self.transformer)
+        if getattr(transformer.blocks[0].attn1, "fused_projections", False):
+            raise InputError(
+                "The transformer's qkv projections are fused, which would bypass the LoRA; call "
+                "transformer.unfuse_qkv_projections() first."
+            )

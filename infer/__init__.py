@@ -1,0 +1,1 @@
+"""From noise to clip: the walk, guidance, and measures."""

@@ -1,0 +1,193 @@
+"""New clips from captions: the model and its LoRAs are loaded once, then every caption is walked with every seed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from motionlora.data.cache import replacing
+from motionlora.data.clip import Clip, write_clip
+from motionlora.heads.lora import load_into
+from motionlora.infer import sample as walks
+from motionlora.infer.guide_none import NoGuidance
+from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered
+from motionlora.infer.order import slug as slug
+from motionlora.infer.settings import GenerateSettings, SampleSettings
+
+if TYPE_CHECKING:
+    from motionlora.heads.backbone import Latent, Prompt
+    from motionlora.heads.wan import WanBackbone
+    from motionlora.infer.guidance import Guidance
+    from motionlora.infer.sample import Progress, StartingBackbone
+
+UNGUIDED = NoGuidance()
+
+
+@dataclass(frozen=True, eq=False)
+class Stopwatch:
+    """Wall seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - began, 3)
+
+
+def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> list[Path]:
+    """Make a clip of every caption with every seed, and beside each a JSON file that says how it was made.
+
+    Existing files of the same names are replaced, each whole or not at all. Progress is shown on stderr.
+
+    Returns:
+        The clips, `SLUG-OF-CAPTION-seedN.mp4` in `settings.out`; seeds of one caption follow each other.
+
+    Raises:
+        InputError: a setting, the model or a LoRA file is wrong; before the model is loaded where it can be known.
+        StorageError: something cannot be written.
+        NumbersError: a latent became NaN or infinite.
+    """
+    watch = Stopwatch()
+    orders = ordered(settings)
+    device = chosen_device(settings.device)
+    with watch.timed("load"):
+        loras = [loaded_lora(text, settings.strength) for text in settings.lora]
+        model = loaded_model(settings, device)
+        walks.refuse_size(model, settings.frames, settings.height, settings.width)
+        for index, lora in enumerate(loras):
+            load_into(model.transformer, lora.lora, f"lora{index}", lora.strength)
+    open_folder(settings.out)
+    with watch.timed("embed"):
+        captions = list(dict.fromkeys(settings.caption))
+        embedded = model.embed(captions)
+        prompts = {caption: embedded[index] for index, caption in enumerate(captions)}
+        negative = model.embed([settings.negative])
+    about = {"model": {"name": model.name, "fingerprint": model.fingerprint}, "dtype": str(model.dtype)}
+    about |= {"loras": [lora.facts() for lora in loras], "versions": versions()}
+    say(announcement(settings, orders, loras, model))
+    for number, order in enumerate(orders, 1):
+        clip = _made(settings, order, model, prompts[order.caption], negative, watch, f"clip {number}/{len(orders)}")
+        write(order, clip, settings, {**about, "device": str(device), "seconds": dict(watch.seconds)})
+        say(f"{order.path}  ({watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding)")
+    return [order.path for order in orders]
+
+
+def generate_clip(
+    model: StartingBackbone,
+    prompt: Prompt,
+    negative: Prompt,
+    *,
+    seed: int,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    sample: SampleSettings,
+    guidance: Guidance = UNGUIDED,
+    reference: Latent | None = None,
+    caption: str = "",
+    progress: Progress = walks.SILENT,
+) -> Clip:
+    """One clip by a model that is loaded, with the LoRAs that it carries at the strengths that they have.
+
+    `caption` is only written into the clip; what is shown is `prompt`.
+
+    Raises:
+        InputError: a size that the model cannot make.
+        NumbersError: the latent became NaN or infinite.
+    """
+    walk = walks.new_walk(
+        model,
+        prompt,
+        negative,
+        seed=seed,
+        frames=frames,
+        height=height,
+        width=width,
+        sample=sample,
+        reference=reference,
+    )
+    return replace(model.decode(walks.sample(walk, guidance, progress), fps), caption=caption)
+
+
+def loaded_model(settings: GenerateSettings, device: torch.device) -> WanBackbone:
+    """The model of the settings on its device, with the attention backend of the settings."""
+    from motionlora.heads.wan import WanBackbone
+
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    kinds["auto"] = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = WanBackbone.load(settings.model, device=device, dtype=kinds[settings.dtype], cache=settings.cache)
+    if settings.attention != "native":
+        model.use_attention(settings.attention)
+    return model
+
+
+def write(order: Order, clip: Clip, settings: GenerateSettings, about: dict[str, Any]) -> None:
+    """The clip with its settings in the file's own metadata, and the JSON with all that is known beside it."""
+    own = {"caption": order.caption, "seed": order.seed, "settings": recorded(settings)}
+    write_clip(clip, order.path, comment=json.dumps(own, ensure_ascii=False))
+    with replacing(order.path.with_suffix(".json")) as draft:
+        draft.write_text(json.dumps({**own, **about}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def recorded(settings: GenerateSettings) -> dict[str, Any]:
+    """The resolved settings, ready for JSON, with the name of the guidance, which its own settings do not hold."""
+    values = settings.model_dump(mode="json")
+    return values | {"guidance": {"name": type(settings.guidance).__name__, **values["guidance"]}}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a clip's pixels depend on."""
+    found = {}
+    for package in ("motionlora", "torch", "diffusers", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def announcement(settings: GenerateSettings, orders: list[Order], loras: list[LoadedLora], model: WanBackbone) -> str:
+    """One line before the first step."""
+    used = ", ".join(f"{lora.path.name} at {lora.strength:g}" for lora in loras) or "no LoRA"
+    return (
+        f"{len(orders)} clip{'s' if len(orders) > 1 else ''} of {settings.frames} frames {settings.width}x"
+        f"{settings.height}, {settings.sample.steps} steps, scale {settings.sample.scale:g}, by {model.name} with "
+        f"{used} on {model.device}; they go to {settings.out}"
+    )
+
+
+def _made(
+    settings: GenerateSettings,
+    order: Order,
+    model: WanBackbone,
+    prompt: Prompt,
+    negative: Prompt,
+    watch: Stopwatch,
+    title: str,
+) -> Clip:
+    """One clip, with its seconds of sampling and decoding."""
+    with watch.timed("sample"):
+        walk = walks.new_walk(
+            model,
+            prompt,
+            negative,
+            seed=order.seed,
+            frames=settings.frames,
+            height=settings.height,
+            width=settings.width,
+            sample=settings.sample,
+        )
+        latent = walks.sample(walk, settings.guidance, walks.Bar(title))
+    with watch.timed("decode"):
+        return replace(model.decode(latent, settings.fps), caption=order.caption)

@@ -1,0 +1,151 @@
+"""The walk from noise to a clip, on one screen.
+
+Letters: b batch, c latent channel, f latent frame, h height, w width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from motionlora.data.errors import InputError, NumbersError
+from motionlora.heads.backbone import Backbone
+from motionlora.heads.schedule import euler_times
+from motionlora.infer.guidance import Walk
+
+if TYPE_CHECKING:
+    from motionlora.heads.backbone import Latent, Prompt
+    from motionlora.infer.guidance import Guidance, Time
+    from motionlora.infer.settings import SampleSettings
+
+Step: TypeAlias = tuple[Tensor, Tensor]
+"""From which time to which."""
+
+
+class Progress(Protocol):
+    """Hands the steps of a walk on, and may show how far it has come."""
+
+    def __call__(self, steps: Sequence[Step]) -> Iterable[Step]: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __call__(self, steps: Sequence[Step]) -> Iterable[Step]:
+        return steps
+
+
+SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar on stderr, with steps a second and the time left; gone when the walk is over."""
+
+    title: str
+
+    def __call__(self, steps: Sequence[Step]) -> Iterable[Step]:
+        from tqdm import tqdm
+
+        return tqdm(steps, desc=self.title, file=sys.stderr, leave=False)
+
+
+class StartingBackbone(Backbone, Protocol):
+    """A backbone that also says where a walk on it starts."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def spatial_factor(self) -> int: ...
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]: ...
+
+
+@torch.no_grad()
+def sample(walk: Walk, guidance: Guidance, progress: Progress = SILENT) -> Latent:
+    """The clean latent at the end of the walk, fp32 "b c f h w"; plain Euler (methods.md section 1.2).
+
+    With no guidance, no LoRA and an fp32 model it is `WanPipeline` with `FlowMatchEulerDiscreteScheduler` bit for bit.
+    In bf16 it is not: there the stock pipeline rounds the latent itself to bf16 after each step, ours stays fp32.
+
+    Raises:
+        NumbersError: the latent became NaN or infinite; names the step.
+    """
+    latent = walk.noise
+    with guidance.steering(walk) as steer:
+        for step, (now, then) in enumerate(progress(list(pairwise(walk.times)))):
+            latent = steer(latent, now)
+            latent = latent + (then - now) * walk.velocity(latent, now)
+            refuse_bad_numbers(latent, step, now, len(walk.times) - 1)
+    return latent
+
+
+def new_walk(
+    model: StartingBackbone,
+    prompt: Prompt,
+    negative: Prompt,
+    *,
+    seed: int | Sequence[int],
+    frames: int,
+    height: int,
+    width: int,
+    sample: SampleSettings,
+    reference: Latent | None = None,
+) -> Walk:
+    """A walk that starts where `WanPipeline(generator=torch.Generator().manual_seed(seed))` does, on any device.
+
+    Args:
+        seed: several make a batch, each with its own noise; then `prompt` holds one caption for all, or one each.
+        frames, height, width: of the clip in pixels.
+
+    Raises:
+        InputError: a size that the model cannot make, or captions that do not fit the seeds.
+    """
+    refuse_size(model, frames, height, width)
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    for what in (prompt, negative):
+        if not seeds or len(what) not in (1, len(seeds)):
+            raise InputError(f"{len(seeds)} seeds and {len(what)} captions came: give one caption, or one a seed.")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    latent_frames, f = (frames - 1) // model.frame_multiple + 1, model.spatial_factor
+    shape = (1, model.channels, latent_frames, height // f, width // f)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    return Walk(
+        model=model,
+        prompt=prompt.to(model.device),
+        negative=negative.to(model.device),
+        scale=sample.scale,
+        times=euler_times(model.scheduler_config, sample.steps, sample.shift),
+        noise=noise.to(model.device),
+        reference=reference,
+        generator=generators[0],
+    )
+
+
+def refuse_size(model: Backbone, frames: int, height: int, width: int) -> None:
+    """InputError, with the nearest size, for a clip that the model cannot make."""
+    k, m = model.frame_multiple, model.multiple
+    if frames < 1 or (frames - 1) % k:
+        low = max(frames - (frames - 1) % k, 1)
+        raise InputError(f"{model.name} makes clips of {k}k + 1 frames, got {frames}: set it to {low} or {low + k}.")
+    if height < m or width < m or height % m or width % m:
+        h, w = (max(m, round(side / m) * m) for side in (height, width))
+        raise InputError(
+            f"{model.name} makes clips whose height and width are multiples of {m}, got {height} x {width}: "
+            f"the nearest is {h} x {w}."
+        )
+
+
+def refuse_bad_numbers(latent: Latent, step: int, now: Time, steps: int) -> None:
+    """NumbersError where the latent is not finite after a step, counted from zero."""
+    if not torch.isfinite(latent).all():
+        raise NumbersError(
+            f"The latent became NaN or infinite in step {step + 1} of {steps} (time {float(now):.4f}): lower the "
+            "strength of the LoRAs or the scale, or use dtype fp32."
+        )

@@ -1,0 +1,131 @@
+"""The `motionlora` command: finds the subcommand, composes its settings, and turns every ending into an exit code.
+
+0 done, 1 our bug, 2 the input or a setting is wrong, 3 storage, 4 the numbers went bad, 130 and 143 stopped.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from motionlora.data.errors import InputError, NumbersError, StorageError, meant
+from motionlora.data.settings import parse
+from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, Subcommand, with_guidance
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
+OVERVIEW = """usage: motionlora SUBCOMMAND [OPTIONS]
+
+Motion transfer on video Diffusion Transformers: from one clip to a motion LoRA to new videos.
+
+{subcommands}
+
+`motionlora SUBCOMMAND --help` lists its options. Settings come from `--config NAME|FILE` (tiny, wan2.1_1.3b, wan2.1_14b
+or a YAML file; default: tiny), then from the options; `--print-config` prints the result as YAML."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand. Returns the exit code; whatever goes wrong by input, setting or storage is one sentence."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except SystemExit as ended:  # --help and --print-config
+        return ended.code if isinstance(ended.code, int) else 0
+    except BaseException as error:
+        return _exit_code(error)
+
+
+def _run(words: list[str]) -> int:
+    name, rest = _found(words)
+    subcommand = SUBCOMMANDS[name]
+    settings = _settings(name, subcommand, rest)
+    subcommand.run(settings)
+    sys.stdout.flush()
+    return 0
+
+
+def _settings(name: str, subcommand: Subcommand, rest: list[str]):
+    """The settings of one subcommand; a leading bare word is its file, and `--guidance NAME` chooses a class."""
+    if subcommand.file and rest and not rest[0].startswith("-"):
+        rest = [f"--{subcommand.file}", *rest]
+    cls = subcommand.settings
+    sections = {**SECTIONS}
+    if name == "generate":
+        cls, rest = with_guidance(cls, rest, subcommand.config or "")
+        sections["generate"] = cls
+    return parse(
+        cls,
+        rest,
+        prog=f"motionlora {name}",
+        description=subcommand.summary,
+        config=subcommand.config,
+        section=subcommand.section,
+        sections=sections,
+    )
+
+
+def _found(words: list[str]) -> tuple[str, list[str]]:
+    """The subcommand that `words` begin with and the words after it; ends the run if help was wanted instead."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in SUBCOMMANDS:
+            return name, words[length:]
+    group = words[0] if words else ""
+    members = [name for name in SUBCOMMANDS if name.startswith(f"{group} ")]
+    after = words[1:] if members else words
+    if not after or after[0] in ("-h", "--help"):
+        _show(members or list(SUBCOMMANDS), complete=bool(after))
+    if after[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"motionlora {version('motionlora')}")
+        raise SystemExit(0)
+    word = f"{group} {after[0]}" if members else after[0]
+    names = members or list(dict.fromkeys(part for name in SUBCOMMANDS for part in (name.split()[0], name)))
+    raise InputError(f"there is no subcommand `{word}` ({meant(word, names)}); `motionlora --help` lists all.")
+
+
+def _show(names: list[str], *, complete: bool) -> NoReturn:
+    """Prints the overview of some subcommands; exit code 2 if nothing asked for help."""
+    lines = [f"  {name:<14} {SUBCOMMANDS[name].summary.splitlines()[0]}" for name in names]
+    print(OVERVIEW.format(subcommands="\n".join(lines)), file=sys.stdout if complete else sys.stderr)
+    raise SystemExit(0 if complete else 2)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Says what ended the run, in one sentence on stderr, and gives its exit code."""
+    loop = sys.modules.get("motionlora.train.loop")  # heavy: not imported where it is not in use already
+    if loop is not None and isinstance(error, loop.Stopped):
+        _say(str(error))
+        return getattr(error, "code", 1)
+    match error:
+        case KeyboardInterrupt():
+            _say("stopped by the user before anything could be saved.")
+            return 130
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing to say
+            return 0
+        case InputError():
+            _say(str(error))
+            return 2
+        case NumbersError():
+            _say(str(error))
+            return 4
+        case StorageError():
+            _say(str(error))
+            return 3
+        case OSError(errno=number) if number in STORAGE:
+            where = f" ({error.filename})" if error.filename else ""
+            _say(f"storage failed: {error.strerror or error}{where}; free some space or choose another place.")
+            return 3
+        case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            _say("out of memory; take fewer frames, a smaller size or --gradient-checkpointing.")
+            return 2
+    traceback.print_exception(error)
+    _say("this is a bug of motionlora: please report it with the lines above and the command.")
+    return 1
+
+
+def _say(sentence: str) -> None:
+    print(f"motionlora: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,226 @@
+"""The loop, shared by both stages: draw a point on the path, predict, step, write down, save."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from motionlora.data.errors import NumbersError
+from motionlora.train.checkpoint import Checkpoint, moments_of, restore_moments, restore_random, save_checkpoint
+from motionlora.train.journal import Journal, journal
+from motionlora.train.noise import keyed_generator
+from motionlora.train.settings import SpatialSettings, TemporalSettings, TrainSettings
+from motionlora.train.stages import Stage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from motionlora.heads.lora import MotionLoraHandle
+    from motionlora.heads.wan import WanBackbone
+
+
+class Stopped(RuntimeError):
+    """The user or the scheduler stopped the run, and it was saved; `code` is the exit code, 130 or 143."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a stage's loop needs beside the stage. `offset` is the number of steps before it, for trackers."""
+
+    settings: TrainSettings
+    accelerator: "Accelerator"
+    identity: dict[str, Any]
+    resume_command: str
+    validate: Callable[[int], None]
+    offset: int = 0
+
+
+def fit(
+    stage: Stage, layers: "MotionLoraHandle", model: "WanBackbone", run: Run, start: Checkpoint | None
+) -> dict[str, Tensor]:
+    """Train `layers` until the stage's last step, from the first one or from `start`; returns their final weights.
+
+    Raises:
+        NumbersError: loss or gradient is not finite; the last checkpoint stays as it was.
+        Stopped: Ctrl-C or SIGTERM came; the step was finished and saved.
+        StorageError: a checkpoint or the log cannot be written.
+    """
+    settings, first = run.settings, start.step if start else 0
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=stage.settings.lr, weight_decay=stage.settings.weight_decay)
+    if start:
+        layers.load(start.lora)
+    book = journal(settings, stage.name, run.accelerator, first=first, offset=run.offset)
+    with (
+        prepared(model, optimizer, run.accelerator) as (trained, stepper),
+        progress_bar(stage, first, run.accelerator) as bar,
+        stopping() as stop,
+    ):
+        if start:
+            restore_moments(optimizer, list(layers.state()), start.moments)
+            restore_random(start.random)
+        for step in range(first, stage.settings.steps):
+            done = step + 1
+            report = training_step(stage, trained, stepper, step, run, book)
+            book.write(done, **report)
+            bar.set_postfix(loss=f"{report['loss']:.4f}", refresh=False)
+            bar.update()
+            code = stop.agreed(run.accelerator)
+            if code or done % settings.checkpoint_every == 0 or done == stage.settings.steps:
+                saved = save(stage, layers, trained, optimizer, done, run)
+                if code:
+                    raise Stopped(
+                        f"Stopped after step {done} of {stage.settings.steps} of the {stage.name} stage and saved "
+                        f"{saved}; continue with: {run.resume_command}",
+                        code,
+                    )
+            if settings.validation.every and done % settings.validation.every == 0:
+                run.validate(done)
+        return whole_state(layers, trained, run.accelerator)
+
+
+def training_step(
+    stage: Stage, model: "WanBackbone", optimizer: Any, step: int, run: Run, book: Journal
+) -> dict[str, float]:
+    """One optimiser step over `gradient_accumulation` batches; noise is keyed by seed, stage, step, process, batch."""
+    settings, accelerator, began = run.settings, run.accelerator, time.perf_counter()
+    rate = optimizer.param_groups[0]["lr"] = learning_rate(settings, stage.settings, step)
+    sums, norm = {"loss": 0.0, "denoise": 0.0, "motion": 0.0}, torch.zeros(())
+    for micro in range(settings.gradient_accumulation):
+        key = (settings.seed, stage.name, step, accelerator.process_index, micro)
+        with accelerator.accumulate(model.transformer), model.positioned(stage.positions):
+            point = stage.point(keyed_generator(*key))
+            parts = stage.loss(model, point)
+            accelerator.backward(parts.total)
+            if accelerator.sync_gradients:
+                # DeepSpeed clips by itself and may not tell.
+                norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.max_grad_norm) or norm
+                refuse_bad_numbers(stage, step, parts.total, norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        book.by_time.add(point.time, parts.denoise)
+        for name, value in (("loss", parts.total), ("denoise", parts.denoise), ("motion", parts.motion)):
+            sums[name] += value.mean().item() / settings.gradient_accumulation
+    return {**sums, "lr": rate, "grad_norm": float(norm), "seconds": round(time.perf_counter() - began, 4)}
+
+
+def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSettings, step: int) -> float:
+    """Linear rise over `warmup` steps, then level or half a cosine down to 0 after the last step."""
+    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    left = stage.steps - settings.warmup
+    share = min(1.0, max(0.0, (step - settings.warmup) / left)) if left > 0 else 0.0
+    level = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * share)) / 2}[settings.schedule]
+    return stage.lr * warm * level
+
+
+def refuse_bad_numbers(stage: Stage, step: int, loss: Tensor, norm: Any) -> None:
+    """NumbersError where loss or gradient is not finite, before the optimiser steps. Under DDP all processes agree."""
+    value, size = float(loss.detach()), float(norm)
+    if not (math.isfinite(value) and math.isfinite(size)):
+        raise NumbersError(
+            f"The {stage.name} stage gave a loss of {value:.3g} and a gradient norm of {size:.3g} at step {step + 1}; "
+            f"the last checkpoint is as it was: lower {stage.name}.lr and train with another --out."
+        )
+
+
+def save(
+    stage: Stage,
+    layers: "MotionLoraHandle",
+    model: "WanBackbone",
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    run: Run,
+) -> Path:
+    """Write a checkpoint (main process only) and return its folder."""
+    lora = whole_state(layers, model, run.accelerator)
+    checkpoint = Checkpoint(stage.name, step, lora, moments_of(optimizer, list(lora)), run.identity)
+    folder = run.settings.out / "checkpoints"
+    if run.accelerator.is_main_process:
+        save_checkpoint(checkpoint, folder)
+    run.accelerator.wait_for_everyone()
+    return folder / checkpoint.name
+
+
+def whole_state(layers: "MotionLoraHandle", model: "WanBackbone", accelerator: "Accelerator") -> dict[str, Tensor]:
+    """The LoRA's tensors, gathered where ZeRO-3 keeps parts of them on each process (then on the main process only)."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None or plugin.zero_stage < 3:
+        return layers.state()
+    # accelerate's own get_state_dict would gather the frozen base as well, gigabytes of it at every checkpoint.
+    engine: Any = model.transformer
+    gathered = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+    return layers.state(gathered) if accelerator.is_main_process else {}
+
+
+@contextmanager
+def prepared(
+    model: "WanBackbone", optimizer: torch.optim.Optimizer, accelerator: "Accelerator"
+) -> Iterator[tuple["WanBackbone", Any]]:
+    """Model and optimiser as accelerate wraps them (autocast, DDP, DeepSpeed); the model is unwrapped at the end."""
+    transformer, stepper = accelerator.prepare(model.transformer, optimizer)
+    try:
+        yield replace(model, transformer=transformer), stepper
+    finally:
+        accelerator.unwrap_model(transformer, keep_fp32_wrapper=False)
+        # A model that still bears accelerate's mark would pass through the next stage's `prepare` without autocast.
+        vars(model.transformer).pop("_is_accelerate_prepared", None)
+        accelerator.free_memory()
+
+
+def progress_bar(stage: Stage, first: int, accelerator: "Accelerator") -> tqdm:
+    """Loss, steps a second and the time that is left; on the main process."""
+    return tqdm(
+        total=stage.settings.steps,
+        initial=first,
+        desc=stage.name,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not accelerator.is_local_main_process,
+    )
+
+
+@dataclass
+class StopRequest:
+    """Whether to stop, as an exit code: 130 for Ctrl-C, 143 for SIGTERM, 0 for going on."""
+
+    code: int = 0
+    before: dict[int, Any] = field(default_factory=dict)
+
+    def agreed(self, accelerator: "Accelerator") -> int:
+        """The code that all processes act on: one that stopped alone would leave the others waiting."""
+        if accelerator.num_processes == 1:
+            return self.code
+        codes: Any = accelerator.gather(torch.tensor([self.code], device=accelerator.device))
+        return int(codes.max())
+
+
+@contextmanager
+def stopping() -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second one acts at once. Only the main thread hears them."""
+    request = StopRequest()
+
+    def note(number: int, _frame: object) -> None:
+        request.code = 128 + number
+        signal.signal(number, request.before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            request.before[number] = signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in request.before.items():
+            signal.signal(number, handler)

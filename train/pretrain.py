@@ -1,0 +1,168 @@
+"""How the embedded tiny Wan was made, end to end: `python -m motionlora.train.pretrain`.
+
+The VAE's encoder is written down (`block_codec.py`), so that the transformer trains on exact latents of endless random
+sprite scenes without ever running it: single frames first (appearance is cheap there), then 17 frames, then all 49. The
+VAE's decoder trains on the same latents. Both resume where they stopped. The result is a diffusers folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from motionlora.data.sprites import BACKGROUNDS, COLOURS, FRAMES, SHAPES, random_scene, render
+from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write_pipeline
+from motionlora.train.block_codec import Z, normalised, raw_latent
+from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
+from motionlora.train.muon import Muon
+from motionlora.train.progress import Progress
+
+WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
+TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
+SHIFT = 3.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, where, and for how long; the defaults made the embedded model."""
+
+    work: Path = Path("runs/pretrain")
+    """State and logs; a stopped run goes on from here."""
+    out: Path = TINY
+    """The diffusers folder that is written at the end."""
+    parts: tuple[Literal["transformer", "decoder", "write"], ...] = ("transformer", "decoder", "write")
+    """What to do, in this order."""
+    image_steps: int = 800
+    short_steps: int = 750
+    full_steps: int = 850
+    lr: float = 2e-3
+    seed: int = 0
+
+
+def new_transformer() -> WanTransformer3DModel:
+    """6 blocks, 4 heads of 32: 1.6 M parameters."""
+    return WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=32, in_channels=Z, out_channels=Z, text_dim=64, freq_dim=256,
+        ffn_dim=384, num_layers=6, rope_max_seq_len=64,
+    )  # fmt: skip
+
+
+class FoldedPads(WanAttnProcessor):
+    """Cross-attention to a short text whose zero pads each stand for many: equal to the stock 512 tokens, and cheaper.
+
+    All pads are the same token, so n of them among m weigh as much as m with log(n/m) added to their logits.
+    """
+
+    bias: Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self.bias, rotary_emb)
+
+
+def fold_pads(transformer: WanTransformer3DModel) -> list[FoldedPads]:
+    """Puts `FoldedPads` on every cross-attention, and returns them for their bias to be set."""
+    processors = {n: (FoldedPads() if "attn2" in n else p) for n, p in transformer.attn_processors.items()}
+    transformer.set_attn_processor(dict(processors))  # it empties the dict that it is given
+    return [p for p in processors.values() if isinstance(p, FoldedPads)]
+
+
+class Text(nn.Module):
+    """Captions to embeddings "b 20 64" and the logit bias of their pads "b 1 1 20"; trained along with the transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = make_tokenizer(WORDS)
+        self.encoder = tiny_text_encoder(len(self.tokenizer))
+
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens = self.tokenizer(list(captions), padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+        mask: Tensor = tokens.attention_mask  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        embeds = self.encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
+        length = mask.sum(1, keepdim=True)
+        weight = torch.log((WAN_TEXT_LENGTH - length) / (TEXT_LENGTH - length))
+        return embeds, ((1 - mask) * weight)[:, None, None, :].float()
+
+
+def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTransformer3DModel, Text]:
+    """The averaged transformer and text encoder after all three stages; `finished` takes what there is."""
+    torch.manual_seed(recipe.seed)
+    transformer, text = new_transformer(), Text()
+    net = nn.ModuleDict({"transformer": transformer, "text": text})
+    folded = fold_pads(transformer)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    steps = recipe.image_steps + recipe.short_steps + recipe.full_steps
+    modules = {"net": net, "average": average}
+    progress = Progress(recipe.work / "wan", modules, *_optimizers(net, recipe.lr), steps, recipe.lr, warmup=100)
+    for step in () if finished else progress:
+        generator = np.random.default_rng((recipe.seed, step))
+        latent, captions = draw(recipe, step, generator)
+        embeds, bias = text(["" if generator.random() < 0.1 else caption for caption in captions])
+        for processor in folded:
+            processor.bias = bias
+        noise = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32))
+        u = torch.from_numpy((np.arange(len(latent)) + generator.random()) / len(latent)).float()
+        time = (SHIFT * u / (1 + (SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
+        velocity = transformer(latent.lerp(noise, time), 1000 * time.flatten(), embeds, return_dict=False)[0]
+        progress.update((velocity - (noise - latent)).square().mean(), {"frames": latent.shape[2]})
+        average.update_parameters(net)
+    best: Any = average.module
+    return best["transformer"], best["text"]
+
+
+def draw(recipe: Recipe, step: int, generator: np.random.Generator) -> tuple[Tensor, list[str]]:
+    """The batch of a step: single frames; then 17 frames, some of them fast; then 49, with both mixed in."""
+    short, full = recipe.image_steps, recipe.image_steps + recipe.short_steps
+    if step < short or step % 6 == 0:
+        return scenes(48, generator, frames=1)
+    if step < full or step % 6 == 3:
+        return scenes(10, generator, frames=17, fastest=3.0)
+    return scenes(4, generator, frames=FRAMES)
+
+
+def scenes(
+    count: int, generator: np.random.Generator, *, frames: int, fastest: float = 1.0
+) -> tuple[Tensor, list[str]]:
+    """Normalised latents of random scenes, "b c f h w", and their captions; half of them up to `fastest` times as fast."""
+    speeds = [float(generator.uniform(1, fastest)) if index % 2 else 1.0 for index in range(count)]
+    clips = [render(random_scene(generator, frames=frames, speed=speed)) for speed in speeds]
+    return torch.stack([normalised(raw_latent(clip.pixels)) for clip in clips]), [clip.caption for clip in clips]
+
+
+def _optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for all that goes in and out."""
+    inside = [p for n, p in net.named_parameters() if p.ndim == 2 and ".blocks." in f".{n}"]
+    chosen = {id(p) for p in inside}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    return [Muon(inside, lr=lr), torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
+
+
+def make(recipe: Recipe) -> None:
+    """Every part, resumed where it stopped and skipped where it is done."""
+    if "transformer" in recipe.parts:
+        train_transformer(recipe)
+    if "decoder" in recipe.parts:
+        train_decoder(recipe.work, DecoderRecipe())
+    if "write" in recipe.parts:
+        write(recipe)
+
+
+def write(recipe: Recipe) -> None:
+    """The diffusers folder, from whatever training has reached."""
+    transformer, text = train_transformer(recipe, finished=True)
+    transformer.set_attn_processor(WanAttnProcessor())
+    vae = train_decoder(recipe.work, DecoderRecipe(), finished=True)
+    write_pipeline(
+        recipe.out, transformer=transformer.eval(), vae=vae, text_encoder=text.encoder.eval(), tokenizer=text.tokenizer
+    )
+
+
+if __name__ == "__main__":
+    make(tyro.cli(Recipe))

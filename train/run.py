@@ -1,0 +1,231 @@
+"""A whole training run: clip -> heads -> spatial stage -> temporal stage -> files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from motionlora.data.errors import InputError
+from motionlora.heads.head_map import HeadMap
+from motionlora.heads.lora import MotionLoraHandle, attach, load_into, set_strengths, strengths, unload
+from motionlora.heads.lora_file import load_lora, save_lora
+from motionlora.train.checkpoint import Checkpoint, checkpoints, identity, load_checkpoint, refuse_changes, versions
+from motionlora.train.journal import start_trackers
+from motionlora.train.loop import Run, fit
+from motionlora.train.reference_heads import heads_of
+from motionlora.train.settings import TrainSettings
+from motionlora.train.stages import Stage, check_stride, spatial_stage, temporal_stage
+from motionlora.train.validation import validation
+from motionlora.train.workshop import Workshop, new_accelerator, opened
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a run left behind: files by name (`reference`, `heads`, `spatial`, `temporal`), wall seconds by part."""
+
+    paths: dict[str, Path]
+    seconds: dict[str, float]
+    head_map: HeadMap | None
+
+
+def train(settings: TrainSettings, say: Callable[[str], None] = print) -> TrainResult:
+    """Train what `settings.stages` names; files go to `settings.out`. Finished parts are not done again on resume.
+
+    Raises:
+        InputError: a setting or the clip is wrong, or the folder already holds a run.
+        StorageError: something cannot be written, or a checkpoint is damaged.
+        NumbersError: loss or gradient became NaN or infinite.
+        Stopped: Ctrl-C or SIGTERM, after saving.
+    """
+    refuse_early(settings)
+    accelerator = new_accelerator(settings)
+    shop = opened(settings, accelerator, say if accelerator.is_main_process else _silent)
+    try:
+        head_map = heads_of(shop)
+        if settings.tracker != "none":
+            start_trackers(accelerator, settings)
+        train_spatial(shop, head_map)
+        train_temporal(shop, head_map)
+    finally:
+        accelerator.end_training()
+    files = {"reference": "reference.mp4", "heads": "heads.json"}
+    files |= {"spatial": "spatial.safetensors", "temporal": "temporal.safetensors"}
+    paths = {name: shop.file(file) for name, file in files.items() if shop.file(file).exists()}
+    return TrainResult(paths=paths, seconds=shop.seconds, head_map=head_map)
+
+
+def refuse_early(settings: TrainSettings) -> None:
+    """InputError for what can be seen without a model: no clip, impossible frames or stride, a folder in use."""
+    if settings.clip is None or not settings.clip.exists():
+        came = "No clip was given" if settings.clip is None else f"There is no clip {settings.clip}"
+        raise InputError(f"{came}: name a video file or a folder of images with --clip.")
+    if settings.frames % 4 != 1:
+        low = settings.frames - (settings.frames - 1) % 4
+        raise InputError(f"frames must be 4k + 1, got {settings.frames}: set it to {max(low, 5)} or {low + 4}.")
+    if "temporal" in settings.stages:
+        check_stride(settings.frames, settings.temporal.stride)
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise InputError(
+            f"device {settings.device} cannot be trained on: set auto, cpu or cuda (CUDA_VISIBLE_DEVICES)."
+        )
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for and torch sees no GPU: set it to auto or cpu.")
+    if settings.tracker != "none" and find_spec(settings.tracker) is None:
+        raise InputError(f"tracker {settings.tracker} is not installed: pip install 'motionlora[{settings.tracker}]'.")
+    trained = [name for name in settings.stages if name != "heads"]
+    used = [name for name in trained if _traces(settings.out, name)]
+    if used and not settings.resume:
+        raise InputError(
+            f"{settings.out} already holds a {used[0]} stage: go on with --resume latest, or choose another --out."
+        )
+    if settings.resume not in ("", "latest"):
+        load_checkpoint(Path(settings.resume))
+        if Path(settings.resume).resolve().parent != (settings.out / "checkpoints").resolve():
+            raise InputError(f"{settings.resume} does not belong to this run: its --out is not {settings.out}.")
+
+
+def train_spatial(shop: Workshop, head_map: HeadMap | None) -> None:
+    """The spatial stage, where it is wanted: not with all heads, not with 0 steps, not without spatial heads."""
+    settings = shop.settings
+    if "spatial" not in settings.stages or head_map is None or settings.spatial.steps == 0:
+        return
+    chosen = head_map.chosen("spatial", settings.heads.rule, settings.heads.ratio)
+    if not chosen.any():
+        shop.say("No head is spatial: there is no spatial stage.")
+        return
+    with shop.timed("encode"):
+        stage = spatial_stage(shop.model, shop.clip, chosen, settings)
+    train_stage(shop, stage, head_map, under="")
+
+
+def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
+    """The temporal stage, with the spatial LoRA of this run, if there is one, frozen under it at full strength."""
+    settings, model = shop.settings, shop.model
+    if "temporal" not in settings.stages:
+        return
+    heads = settings.heads
+    chosen = (
+        head_map.chosen("temporal", heads.rule, heads.ratio)
+        if head_map
+        else np.ones((model.blocks, model.heads), dtype=bool)
+    )
+    if not chosen.any():
+        raise InputError(f"No head is temporal by rule {heads.rule} with ratio {heads.ratio}: lower heads.ratio.")
+    with shop.timed("encode"):
+        stage = temporal_stage(model, shop.clip, chosen, settings)
+    spatial = shop.file("spatial.safetensors")
+    if head_map is None or settings.spatial.steps == 0 or not spatial.exists():
+        train_stage(shop, stage, head_map, under="")
+        return
+    lora = load_lora(spatial)
+    load_into(model.transformer, lora, "spatial", 1.0)
+    try:
+        train_stage(shop, stage, head_map, under=_hash_of(lora.weights))
+    finally:
+        unload(model.transformer, "spatial")
+
+
+def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under: str) -> None:
+    """One stage from start, or from where it was stopped, to its file; nothing if the file is there already."""
+    settings, model, name = shop.settings, shop.model, stage.name
+    path = shop.file(f"{name}.safetensors")
+    content = {"clip": shop.clip.content_hash(), "caption": shop.clip.caption, "model": model.fingerprint}
+    content |= {"heads": sha256(stage.chosen.tobytes()).hexdigest(), "spatial_lora": under}
+    made_of = identity(settings, name, **content) | {"processes": shop.accelerator.num_processes}
+    if path.exists() and settings.resume:
+        before: dict[str, Any] = load_lora(path).provenance.get("identity", {})
+        if before == made_of:
+            shop.say(f"The {name} stage is done already: {path}")
+            return
+        refuse_changes(before, made_of, stage=name, what=str(path))
+    start = _start_of(settings, name)
+    if start:
+        refuse_changes(start.identity, made_of, stage=name, what=f"Checkpoint {start.name}")
+    layers = attach(
+        model.transformer,
+        name,
+        stage.chosen,
+        rank=settings.lora.rank,
+        projections=settings.lora.projections,
+        seed=settings.seed,
+    )
+    # Strengths that are put back after a validation come in the order of attaching, and so do the sums in a layer.
+    set_strengths(model.transformer, dict.fromkeys(strengths(model.transformer), 1.0))
+    try:
+        _announce(shop, stage, layers, start, path)
+        offset = settings.spatial.steps if under else 0
+        run = Run(settings, shop.accelerator, made_of, shop.resume_command, validation(shop, stage, offset), offset)
+        with shop.timed(name):
+            weights = fit(stage, layers, model, run, start)
+        if shop.accelerator.is_main_process:
+            save_lora(layers.lora(name, head_map=head_map, state=weights, **_provenance(shop, stage, made_of)), path)
+        shop.accelerator.wait_for_everyone()
+    finally:
+        layers.remove()
+
+
+def _announce(shop: Workshop, stage: Stage, layers: MotionLoraHandle, start: Checkpoint | None, path: Path) -> None:
+    clip, grid = shop.clip, shop.model.grid(stage.latents[:1])
+    count = layers.parameter_count()
+    frames = (
+        f"{clip.frames} single frames" if stage.name == "spatial" else f"{4 * grid.frames - 3} of {clip.frames} frames"
+    )
+    since = f"from step {start.step + 1}, " if start else ""
+    shop.say(
+        f"{stage.name} stage: {frames} of {clip.width}x{clip.height}, {grid.tokens} tokens "
+        f"({grid.frames} x {grid.height} x {grid.width}), {int(stage.chosen.sum())} of {stage.chosen.size} heads, "
+        f"{count:,} trainable parameters; {since}{stage.settings.steps} steps on {shop.accelerator.device}; "
+        f"checkpoints, logs and {path.name} go to {shop.settings.out}"
+    )
+
+
+def _provenance(shop: Workshop, stage: Stage, made_of: dict[str, Any]) -> dict[str, Any]:
+    """What the file's header tells beside the weights. No date and no path: equal runs write equal files."""
+    clip, settings, grid = shop.clip, shop.settings, shop.model.grid(stage.latents[:1])
+    return {
+        "rule": settings.heads.rule,
+        "ratio": settings.heads.ratio,
+        "trained_grid": {"frames": grid.frames, "height": grid.height, "width": grid.width},
+        "settings": settings.model_dump(mode="json", exclude={"clip", "model", "out", "cache", "resume"}),
+        "identity": made_of,
+        "versions": versions(),
+        "strength": settings.lora.strength,
+        "steps": stage.settings.steps,
+        "model": shop.model.name,
+        "fingerprint": shop.model.fingerprint,
+        "clip_hash": clip.content_hash(),
+        "caption": clip.caption,
+        "clip": {"frames": clip.frames, "height": clip.height, "width": clip.width, "fps": clip.fps},
+    }
+
+
+def _start_of(settings: TrainSettings, stage: str) -> Checkpoint | None:
+    """Where to go on: the named checkpoint if it is of this stage, else the stage's last, else None."""
+    named = Path(settings.resume)
+    if not settings.resume:
+        return None
+    if named.name.startswith(f"{stage}-"):
+        return load_checkpoint(named)
+    found = checkpoints(settings.out / "checkpoints", stage)
+    return load_checkpoint(found[-1]) if found else None
+
+
+def _traces(out: Path, stage: str) -> bool:
+    return (out / f"{stage}.safetensors").exists() or bool(checkpoints(out / "checkpoints", stage))
+
+
+def _hash_of(weights: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _silent(line: str) -> None:
+    del line

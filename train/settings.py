@@ -1,0 +1,139 @@
+"""Settings of a training run, from the clip to the two LoRA files. Imports no torch.
+
+Defaults are those of methods.md section 10 for Wan 2.1 1.3B; the embedded tiny Wan has its own in configs/tiny.yaml.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from motionlora.data.settings import Settings
+from motionlora.heads.settings import HeadSettings, LoraSettings
+from motionlora.infer.settings import SampleSettings
+
+StageName = Literal["heads", "spatial", "temporal"]
+Motion = Literal["frame", "channel", "code", "none"]
+Weighting = Literal["release", "none"]
+PositionKind = Literal["none", "paper", "paper_pixel", "linear", "aligned"]
+
+
+class NoiseSettings(Settings):
+    """Which noise levels are trained on, and how much each counts."""
+
+    shift: float = Field(default=5.0, gt=0)
+    """k in s = k u / (1 + (k - 1) u) with u uniform (release of Follow-Your-Motion: 5)."""
+    weighting: Weighting = "release"
+    """`release`: the bell w(t) of the release, 0 at pure noise, mean 1 over the shifted grid. `none`: 1 everywhere."""
+
+
+class SpatialSettings(Settings):
+    """The spatial stage: single frames, encoded alone, spatial heads."""
+
+    steps: int = Field(default=1000, ge=0)
+    """Optimiser steps; 0 leaves the stage out (methods.md section 2.9 advises 500 to 1500)."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of AdamW (release: 1e-4)."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay (paper and release: 0.1)."""
+    batch: int = Field(default=1, ge=1)
+    """Random frames per step and process (release: 1). A GPU takes several in the time of one."""
+
+
+class TemporalSettings(Settings):
+    """The temporal stage: the sparse clip, temporal heads, spatial LoRA frozen at full strength."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps (methods.md section 2.9 advises 500 to 1500)."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of AdamW (release: 1e-4)."""
+    weight_decay: float = Field(default=0.5, ge=0)
+    """Decoupled weight decay (release: 0.5, paper: 0.99)."""
+    batch: int = Field(default=1, ge=1)
+    """Noise draws of the clip per step and process (release: 1)."""
+    stride: int = Field(default=5, ge=1)
+    """Every stride-th pixel frame is kept: 5 makes 17 of 81. 1 trains on all frames."""
+    positions: PositionKind = "aligned"
+    """Time positions of the sparse latent frames. `aligned` is where their content lies in the full clip."""
+    motion: Motion = "frame"
+    """Cosine of frame differences: `frame` one a frame, `channel` one a place, `code` as the release, `none` off."""
+    motion_weight: float = Field(default=1.0, ge=0)
+    """Weight of the motion loss beside the denoising loss (paper: 1)."""
+
+
+class ValidationSettings(Settings):
+    """Clips generated during the temporal stage."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between validations; 0 makes none."""
+    captions: tuple[str, ...] = ()
+    """What to generate; with none given, the caption of the clip."""
+    negative: str = ""
+    """What they shall not show."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the starting noise, the same at every validation."""
+    sample: SampleSettings = SampleSettings.model_validate({"steps": 30})
+    """The walk from noise to a clip; Follow-Your-Motion walks 30 steps."""
+
+
+class TrainSettings(Settings):
+    """Everything a training run needs: the clip, the model, the heads, the two stages, the machine."""
+
+    model: str = "tiny"
+    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    clip: Path | None = None
+    """The reference: a video file, or a folder of numbered images."""
+    caption: str | None = None
+    """What the clip shows; none reads the .txt beside it."""
+    out: Path = Path("runs/train")
+    """Where everything goes."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of LoRA initialisation, noise, times and frame order."""
+    frames: int = Field(default=81, ge=5)
+    """Pixel frames of the reference, 4k + 1."""
+    height: int | None = Field(default=None, ge=16)
+    """Pixels; none keeps the clip's own, cut to what the model can divide."""
+    width: int | None = Field(default=None, ge=16)
+    """Pixels; none keeps the clip's own, cut to what the model can divide."""
+    fps: float | None = Field(default=16.0, gt=0)
+    """Frames a second the clip is resampled to (Wan 2.1: 16); none keeps its own."""
+    stages: tuple[StageName, ...] = ("heads", "spatial", "temporal")
+    """Which parts to run; those left out are read from `out` if they are there."""
+    heads: HeadSettings = HeadSettings()
+    """How heads are told apart."""
+    lora: LoraSettings = LoraSettings()
+    """Rank and projections."""
+    spatial: SpatialSettings = SpatialSettings()
+    """The spatial stage."""
+    temporal: TemporalSettings = TemporalSettings()
+    """The temporal stage."""
+    noise: NoiseSettings = NoiseSettings()
+    """Noise levels of both stages."""
+    validation: ValidationSettings = ValidationSettings()
+    """Clips made on the way."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: level, or a half cosine down to 0 at the last step."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Autocast of the forward pass; needless where the base itself is bf16."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Batches per optimiser step."""
+    gradient_checkpointing: bool = False
+    """Trade a second forward for memory; needed for the real Wan."""
+    checkpoint_every: int = Field(default=250, ge=1)
+    """Steps between checkpoints; the last two of each stage are kept."""
+    log_every: int = Field(default=100, ge=1)
+    """Steps between rows with the loss by noise level."""
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"
+    """Besides the run's own JSONL log, which is always written."""
+    resume: str = ""
+    """`latest`, or a checkpoint folder of this run; empty starts anew."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; or `cpu`, or `cuda`."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the frozen model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
+    cache: Path | None = Path("runs/cache")
+    """Latents and prompts are kept here, found by content; none computes them anew."""

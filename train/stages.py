@@ -1,0 +1,116 @@
+"""What differs between the spatial and the temporal stage: clips, heads, positions, loss.
+
+n latents to draw from, b samples of a batch, c channels, f latent frames, h height, w width.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from motionlora.data.clip import Clip
+from motionlora.data.errors import InputError
+from motionlora.heads.backbone import Backbone, Prompt
+from motionlora.heads.positions import sparse_positions
+from motionlora.train.loss import PathPoint, denoising_loss, motion_loss, path_point, weight_of_time
+from motionlora.train.noise import drawn_times
+from motionlora.train.settings import Motion, NoiseSettings, SpatialSettings, TemporalSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from motionlora.heads.positions import Positions
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """One batch's loss: `total` is differentiated; `denoise` and `motion` are unweighted, one number a sample."""
+
+    total: Float[Tensor, ""]
+    denoise: Float[Tensor, " b"]
+    motion: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A stage: what is drawn, which heads learn it, at which time positions, by which loss."""
+
+    name: Literal["spatial", "temporal"]
+    latents: Float[Tensor, "n c f h w"]
+    prompt: Prompt
+    chosen: np.ndarray
+    positions: "Positions"
+    motion: Motion
+    motion_weight: float
+    noise: NoiseSettings
+    settings: SpatialSettings | TemporalSettings
+
+    def point(self, generator: Generator) -> PathPoint:
+        """A batch on the path: clips, noise levels and noise drawn in this order from `generator` (on the CPU)."""
+        batch = self.settings.batch
+        clean = self.latents[torch.randint(len(self.latents), (batch,), generator=generator).to(self.latents.device)]
+        time = drawn_times(batch, self.noise.shift, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        return path_point(clean, noise.to(clean.device), time.to(clean.device))
+
+    def loss(self, model: Backbone, point: PathPoint) -> Parts:
+        """`w(t) (denoising + weight * motion)`, mean over the batch (methods.md sections 2.5 and 2.6)."""
+        predicted = model.velocity(point.latent, point.time, self.prompt.expand(len(point.time)))
+        denoise = denoising_loss(predicted, point.target)
+        motion = motion_loss(predicted, point.target, self.motion)
+        weight = weight_of_time(self.noise.weighting, self.noise.shift)(point.time)
+        total = (weight * (denoise + self.motion_weight * motion)).mean()
+        return Parts(total=total, denoise=denoise.detach(), motion=motion.detach())
+
+
+def spatial_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: TrainSettings) -> Stage:
+    """Every pixel frame of `clip` encoded alone, for the spatial heads `chosen`, "block head"."""
+    frames = [Clip(frame[None], clip.fps, clip.caption) for frame in clip.pixels]
+    return Stage(
+        name="spatial",
+        latents=torch.cat([model.encode(frame) for frame in frames]),
+        prompt=model.embed([clip.caption]),
+        chosen=chosen,
+        positions=torch.zeros(1, dtype=torch.float64),
+        motion="none",
+        motion_weight=0.0,
+        noise=settings.noise,
+        settings=settings.spatial,
+    )
+
+
+def temporal_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: TrainSettings) -> Stage:
+    """Every stride-th frame of `clip` encoded as a clip of its own, at the time positions of the full clip."""
+    temporal = settings.temporal
+    return Stage(
+        name="temporal",
+        latents=model.encode(sparse_clip(clip, temporal.stride)),
+        prompt=model.embed([clip.caption]),
+        chosen=chosen,
+        positions=sparse_positions(temporal.positions, frames=clip.frames, stride=temporal.stride),
+        motion=temporal.motion,
+        motion_weight=temporal.motion_weight,
+        noise=settings.noise,
+        settings=temporal,
+    )
+
+
+def sparse_clip(clip: Clip, stride: int) -> Clip:
+    """Frames 0, stride, 2 stride, ... as a clip that plays as long as the whole; InputError if they are not 4k + 1."""
+    check_stride(clip.frames, stride)
+    return Clip(clip.pixels[::stride], clip.fps / stride, clip.caption)
+
+
+def check_stride(frames: int, stride: int) -> None:
+    """InputError with the nearest strides that reach the last frame and leave 4k + 1 frames, at least 5.
+
+    The VAE drops any others unseen. `frames` is 4k + 1 and at least 5.
+    """
+    fitting = [other for other in range(1, frames) if (frames - 1) % (4 * other) == 0]
+    if stride not in fitting:
+        nearest = sorted(sorted(fitting, key=lambda other: abs(other - stride))[:2])
+        raise InputError(
+            f"temporal.stride {stride} does not divide the {frames - 1} steps between {frames} frames into 4k parts: "
+            f"set it to {' or '.join(map(str, nearest))}."
+        )

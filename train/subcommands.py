@@ -1,0 +1,257 @@
+"""What each subcommand of `motionlora` is made of: its settings, and the few lines that call the room for the work.
+
+Settings classes import no torch; every room is imported when its subcommand runs.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+
+from motionlora.data.errors import InputError, meant
+from motionlora.data.settings import Settings, take_flag
+from motionlora.data.yaml_file import config_path, read_yaml
+from motionlora.heads.settings import HeadSettings
+from motionlora.infer.guide_none import NoGuidance
+from motionlora.infer.settings import GenerateSettings
+from motionlora.train.settings import TrainSettings
+
+
+class ClipInspectSettings(Settings):
+    """Which clip to look at."""
+
+    file: Path
+    """A video file, or a folder of numbered images."""
+
+
+class ClipSpriteSettings(Settings):
+    """A clip of the sprite world; what is not named is drawn from the seed."""
+
+    out: Path
+    """Where it goes: .mp4, .gif or .webp; its caption goes into a .txt beside it."""
+    seed: int = Field(default=0, ge=0)
+    """Every seed is another scene."""
+    shape: str | None = None
+    """Of the first sprite: circle, square, triangle, star."""
+    colour: str | None = None
+    """Of the first sprite: red, green, blue, yellow, magenta, cyan."""
+    background: str | None = None
+    """dark, light, cloudy, striped, checkered."""
+    motion: str | None = None
+    """static, linear, ease, throw, smooth: how one sprite moves over a background that stays."""
+    frames: int = Field(default=49, ge=5)
+    """How many, 4k + 1."""
+
+
+class HeadsSettings(Settings):
+    """Which clip shows which heads of which model are temporal; the same names mean the same in `train`."""
+
+    model: str = "tiny"
+    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    clip: Path | None = None
+    """The reference: a video file, or a folder of numbered images."""
+    caption: str | None = None
+    """What the clip shows; none reads the .txt beside it."""
+    scores: Path | None = None
+    """A head map made before (heads.json): the rule is applied to its scores anew, without model and clip."""
+    out: Path = Path("runs/heads")
+    """Folder for heads.json and heads.png."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the noise."""
+    frames: int = Field(default=81, ge=5)
+    """Pixel frames of the reference, 4k + 1; the full length, since short clips mix the two kinds of heads up."""
+    height: int | None = Field(default=None, ge=16)
+    """Pixels; none keeps the clip's own, cut to what the model can divide."""
+    width: int | None = Field(default=None, ge=16)
+    """Pixels; none keeps the clip's own, cut to what the model can divide."""
+    fps: float | None = Field(default=16.0, gt=0)
+    """Frames a second the clip is resampled to (Wan 2.1: 16); none keeps its own."""
+    heads: HeadSettings = HeadSettings()
+    """How heads are told apart."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else a torch device name."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU."""
+    cache: Path | None = Path("runs/cache")
+    """Latents and prompts are kept here, found by content; none computes them anew."""
+
+
+class LoraInspectSettings(Settings):
+    """Which LoRA file to look at."""
+
+    file: Path
+    """A .safetensors file."""
+
+
+class LoraConvertSettings(Settings):
+    """From one layout of LoRA files to another."""
+
+    file: Path
+    """A .safetensors file in any of the three layouts."""
+    out: Path
+    """Where the new file goes."""
+    layout: Literal["native", "diffusers", "kohya"] = "native"
+    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata. `kohya`: lora_unet_ names."""
+
+
+def clip_inspect(settings: ClipInspectSettings) -> None:
+    """Prints what a clip is."""
+    from motionlora.data.clip import describe
+
+    _show(describe(settings.file))
+
+
+def clip_sprite(settings: ClipSpriteSettings) -> None:
+    """Writes a clip of the sprite world and its caption."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from motionlora.data import sprites
+    from motionlora.data.clip import write_clip
+
+    _refuse_unknown_sprites(settings)
+    generator = np.random.default_rng(settings.seed)
+    scene = sprites.random_scene(generator, frames=settings.frames)
+    first, *others = scene.sprites
+    named = {name: getattr(settings, name) for name in ("shape", "colour") if getattr(settings, name)}
+    first = replace(first, **named)
+    if settings.motion:
+        reach = sprites.SIZE / 2 - 1.05 * first.radius
+        path = sprites.random_path(generator, settings.frames, reach=reach, family=settings.motion)
+        first, others = replace(first, path=path + sprites.SIZE / 2 - 0.5), []
+        scene = replace(scene, pan=np.zeros_like(scene.pan))
+    scene = replace(scene, sprites=(first, *others), background=settings.background or scene.background)
+    clip = sprites.render(scene)
+    write_clip(clip, settings.out, comment=clip.caption)
+    settings.out.with_suffix(".txt").write_text(clip.caption + "\n", encoding="utf-8")
+    print(f"{settings.out}: {clip.caption}")
+
+
+def _refuse_unknown_sprites(settings: ClipSpriteSettings) -> None:
+    from motionlora.data.sprites import BACKGROUNDS, COLOURS, FAMILIES, SHAPES
+
+    if settings.frames % 4 != 1:
+        low = max(5, settings.frames - (settings.frames - 1) % 4)
+        raise InputError(f"--frames must be 4k + 1, got {settings.frames}: set it to {low} or {low + 4}.")
+    known = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS, "motion": FAMILIES}
+    for option, names in known.items():
+        came, allowed = getattr(settings, option), list(names)
+        if came is not None and came not in allowed:
+            one_of = ", ".join(allowed)
+            raise InputError(f"--{option} is {came!r}: it should be one of {one_of} ({meant(came, allowed)}).")
+
+
+def heads(settings: HeadsSettings) -> None:
+    """Scores the heads on a clip, or applies a rule to scores made before; saves the map and its picture."""
+    if settings.scores is None:
+        from motionlora.train.run import train
+        from motionlora.train.settings import TemporalSettings
+
+        shared = {name: getattr(settings, name) for name in HeadsSettings.model_fields if name != "scores"}
+        train(TrainSettings(stages=("heads",), temporal=TemporalSettings(stride=1), **shared))
+        return
+    from motionlora.heads.head_map import HeadMap
+
+    head_map, rule, ratio = HeadMap.load(settings.scores), settings.heads.rule, settings.heads.ratio
+    head_map.save(settings.out / "heads.json", rule, ratio)
+    head_map.draw(settings.out / "heads.png", rule, ratio)
+    spatial, temporal = head_map.counts(rule, ratio).sum(axis=0)
+    print(f"Heads: {temporal} temporal and {spatial} spatial by rule {rule}, ratio {ratio:g}; {settings.out}")
+
+
+def train(settings: TrainSettings) -> None:
+    """Trains a motion LoRA."""
+    from motionlora.train.run import train
+
+    train(settings)
+
+
+def generate(settings: GenerateSettings) -> None:
+    """Makes new clips."""
+    from motionlora.infer.generate import generate
+
+    generate(settings)
+
+
+def lora_inspect(settings: LoraInspectSettings) -> None:
+    """Prints what a LoRA file holds and how it was made."""
+    from motionlora.heads.lora_file import inspect_lora
+
+    _show(inspect_lora(settings.file))
+
+
+def lora_convert(settings: LoraConvertSettings) -> None:
+    """Writes a LoRA file in another layout."""
+    from motionlora.heads.lora_file import load_lora, save_lora
+
+    save_lora(load_lora(settings.file), settings.out, layout=settings.layout)
+    print(f"{settings.out}: layout {settings.layout}")
+
+
+def _show(facts: dict[str, Any] | str) -> None:
+    """Facts one a line, names in a column."""
+    if isinstance(facts, str):
+        print(facts)
+        return
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        print(f"{name:<{width}}  {text}")
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """How one subcommand is called: `config` is the file it starts from, `section` its part of the file, `file` the
+    setting that a bare word in front stands for."""
+
+    summary: str
+    settings: type[BaseModel]
+    run: Callable[[Any], None]
+    config: str | None = None
+    section: str | None = None
+    file: str = ""
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {
+    "clip inspect": Subcommand(
+        "Say what a clip is: clip inspect FILE.", ClipInspectSettings, clip_inspect, file="file"
+    ),
+    "clip sprite": Subcommand("Make a clip of the sprite world.", ClipSpriteSettings, clip_sprite),
+    "heads": Subcommand("Find the temporal heads of a model on a clip; save the map.", HeadsSettings, heads, "tiny"),
+    "train": Subcommand("Learn the motion of a clip as a LoRA.", TrainSettings, train, "tiny", "train"),
+    "generate": Subcommand("Make new clips, with any LoRAs.", GenerateSettings, generate, "tiny", "generate"),
+    "lora inspect": Subcommand(
+        "Say what a file holds: lora inspect FILE.", LoraInspectSettings, lora_inspect, file="file"
+    ),
+    "lora convert": Subcommand(
+        "Write a file anew: lora convert FILE --layout X --out Y.", LoraConvertSettings, lora_convert, file="file"
+    ),
+}
+SECTIONS: dict[str, type[BaseModel]] = {
+    subcommand.section: subcommand.settings for subcommand in SUBCOMMANDS.values() if subcommand.section
+}
+GUIDANCES: dict[str, type[Settings]] = {"none": NoGuidance}
+"""Every way to steer a walk, which is its own settings class; `--guidance NAME` chooses before tyro sees the class."""
+
+
+def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tuple[type[BaseModel], list[str]]:
+    """`cls` with the class of the guidance that `--guidance NAME`, else the file, names; and `argv` without it.
+
+    Raises:
+        InputError: no such guidance.
+    """
+    chosen, rest = take_flag(argv, "guidance")
+    section = read_yaml(config_path(take_flag(argv, "config")[0] or config)).get("generate")
+    given = section.get("guidance") if isinstance(section, dict) else None
+    name = chosen or str(given.get("name", "none") if isinstance(given, dict) else "none")
+    if name not in GUIDANCES:
+        names = list(GUIDANCES)
+        raise InputError(f"there is no guidance {name!r}: name one of {', '.join(names)} ({meant(name, names)}).")
+    base = GUIDANCES[name]
+    tag: Any = (Literal[name], Field(default=name, description="Chosen by --guidance NAME."))
+    concrete = create_model(base.__name__, __base__=base, __doc__=base.__doc__, name=tag)
+    return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, guidance=(concrete, concrete())), rest
