@@ -1,7 +1,7 @@
 """The sprite protocol, version 1: sixteen references with exactly known motion, and the captions to move it to.
 
-None of the references' motion families is in pre-training (`data/sprites.py`, `FAMILIES`). The definition is hashed, and
-the hash is printed with every table: figures with different hashes must not be compared.
+None of the references' motion families is in pre-training (`data/sprites.py`, `FAMILIES`). The definition is hashed,
+and the hash is printed with every table: figures with different hashes must not be compared.
 """
 
 import hashlib
@@ -32,7 +32,9 @@ class Reference:
         sprites = tuple(
             replace(s, path=s.path[::-1], angle=s.angle[::-1], scale=s.scale[::-1]) for s in self.scene.sprites
         )
-        return Reference(f"{self.name}-reversed", self.kind, replace(self.scene, sprites=sprites, pan=self.scene.pan[::-1]))
+        return Reference(
+            f"{self.name}-reversed", self.kind, replace(self.scene, sprites=sprites, pan=self.scene.pan[::-1])
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +70,29 @@ CLOSED: dict[str, Curve] = {
     "square": _square,
 }
 LOOKS = (
-    ("red", "circle", "dark"), ("blue", "square", "cloudy"), ("yellow", "star", "striped"), ("green", "triangle", "light"),
-    ("magenta", "square", "light"), ("cyan", "circle", "checkered"), ("green", "star", "dark"), ("red", "triangle", "cloudy"),
+    ("red", "circle", "dark"), ("blue", "square", "cloudy"), ("yellow", "star", "striped"),
+    ("green", "triangle", "light"), ("magenta", "square", "light"), ("cyan", "circle", "checkered"),
+    ("green", "star", "dark"), ("red", "triangle", "cloudy"),
 )  # fmt: skip
 
 
 def references() -> tuple[Reference, ...]:
-    """The sixteen, in the protocol's order: 4 open and 4 closed paths, 4 cameras, 2 pairs, 1 occlusion, 1 turn and zoom."""
+    """All 16, in the protocol's order: 4 open, 4 closed paths, 4 cameras, 2 pairs, 1 occlusion, 1 turn and zoom."""
     paths = {**OPEN, **CLOSED}
     made = [
         Reference(name, "open" if name in OPEN else "closed", _scene(LOOKS[i], path_of(curve), seed=i))
         for i, (name, curve) in enumerate(paths.items())
     ]
-    for i, (name, background) in enumerate(zip(("v", "s", "circle", "eight"), ("checkered", "cloudy") * 2, strict=True)):
+    for i, (name, background) in enumerate(
+        zip(("v", "s", "circle", "eight"), ("checkered", "cloudy") * 2, strict=True)
+    ):
         colour, shape, _ = LOOKS[i]
         scene = _scene((colour, shape, background), np.full((FRAMES, 2), CENTRE), seed=20 + i)
         made.append(Reference(f"camera-{name}", "camera", replace(scene, pan=path_of(paths[name]) - CENTRE)))
     for i, (left, right) in enumerate((("circle", "v"), ("s", "zigzag"))):
-        halves = [path_of(paths[n]) * np.array([0.9, 0.4]) + np.array([3.0, 19 + s]) for n, s in ((left, -16), (right, 16))]
+        halves = [
+            path_of(paths[n]) * np.array([0.9, 0.4]) + np.array([3.0, 19 + s]) for n, s in ((left, -16), (right, 16))
+        ]
         first, second = (
             _scene((LOOKS[i + k][0], LOOKS[i + k][1], "dark"), path, seed=30 + i, radius=8.5)
             for k, path in enumerate(halves)
@@ -106,7 +113,7 @@ def path_of(curve: Curve) -> np.ndarray:
 
 
 def cases(form: Form) -> list[Case]:
-    """short: 4 references; objects: the 8 object motions; standard: all 16 x 1 caption x 2 seeds; full: x 3 captions."""
+    """short: 4 references; objects: the 8 object motions; standard: 16 x 1 caption x 2 seeds; full: x 3 captions."""
     chosen = references()
     if form == "short":
         chosen = tuple(r for r in chosen if r.name in ("v", "zigzag", "circle", "camera-v"))
@@ -122,7 +129,7 @@ def cases(form: Form) -> list[Case]:
 
 
 def target_of(reference: Reference, change: Change) -> Scene:
-    """What a caption of the given class asks for, drawn from the reference's name. A camera keeps a texture to show it."""
+    """What a caption of a class asks for, drawn from the reference's name. A camera keeps a texture to show it."""
     seed = int.from_bytes(hashlib.sha256(f"{reference.name}/{change}".encode()).digest()[:4], "big")
     generator = np.random.default_rng(seed)
     target = recaptioned(reference.scene, change, generator)

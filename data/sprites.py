@@ -55,7 +55,7 @@ class Sprite:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What is in a clip. `pan` is how far the background has moved (y, x) at each frame; `bar` an occluder's (x, width)."""
+    """A clip's content. `pan`: how far the background has moved (y, x) at each frame; `bar`: an occluder (x, width)."""
 
     sprites: tuple[Sprite, ...]
     background: str
@@ -171,7 +171,11 @@ def _waves(background: str, generator: np.random.Generator) -> tuple[np.ndarray,
     """Wave vectors "wave 2" in radians a pixel, amplitudes in luma steps, and the base luma."""
     match background:
         case "dark" | "light":
-            return np.zeros((0, 2)), np.zeros(0), {"dark": 40.0, "light": 205.0}[background] + generator.uniform(-12, 12)
+            return (
+                np.zeros((0, 2)),
+                np.zeros(0),
+                {"dark": 40.0, "light": 205.0}[background] + generator.uniform(-12, 12),
+            )
         case "cloudy":
             angle, length = generator.uniform(0, 2 * np.pi, 5), generator.uniform(34, 80, 5)
             amplitude = generator.uniform(6, 12, 5)

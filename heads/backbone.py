@@ -5,7 +5,7 @@ Letters: b batch, c latent channel, f latent frame, h height, w width, l text to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from motionlora.heads.token_grid import TokenGrid as TokenGrid
 
 if TYPE_CHECKING:
     from motionlora.data.clip import Clip
@@ -44,6 +46,16 @@ class Backbone(Protocol):
     def head_dim(self) -> int: ...
 
     @property
+    def channels(self) -> int:
+        """Latent channels."""
+        ...
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels that a latent covers in height and in width."""
+        ...
+
+    @property
     def multiple(self) -> int:
         """Height and width in pixels must be multiples of this."""
         ...
@@ -51,6 +63,11 @@ class Backbone(Protocol):
     @property
     def frame_multiple(self) -> int:
         """A clip has k * frame_multiple + 1 pixel frames, and k + 1 latent frames."""
+        ...
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """Settings of the scheduler in the model's folder: where the times of a walk come from."""
         ...
 
     @property
@@ -67,25 +84,6 @@ class Backbone(Protocol):
         self, blocks: Sequence[int], what: What, *, stop: bool = False
     ) -> AbstractContextManager[Captured[Any]]: ...
     def positioned(self, positions: Positions) -> AbstractContextManager[None]: ...
-
-
-@dataclass(frozen=True)
-class TokenGrid:
-    """How a clip's tokens lie in time and space; the only place that knows their order: (f h w), row-major."""
-
-    frames: int
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the whole clip."""
-        return self.frames * self.tokens_per_frame
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        return self.height * self.width
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,10 +23,10 @@ from motionlora.infer.order import slug as slug
 from motionlora.infer.settings import GenerateSettings, SampleSettings
 
 if TYPE_CHECKING:
-    from motionlora.heads.backbone import Latent, Prompt
+    from motionlora.heads.backbone import Backbone, Latent, Prompt
     from motionlora.heads.wan import WanBackbone
     from motionlora.infer.guidance import Guidance
-    from motionlora.infer.sample import Progress, StartingBackbone
+    from motionlora.infer.sample import Progress
 
 UNGUIDED = NoGuidance()
 
@@ -83,7 +83,7 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
 
 
 def generate_clip(
-    model: StartingBackbone,
+    model: Backbone,
     prompt: Prompt,
     negative: Prompt,
     *,

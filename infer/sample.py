@@ -6,21 +6,20 @@ Letters: b batch, c latent channel, f latent frame, h height, w width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from motionlora.data.errors import InputError, NumbersError
-from motionlora.heads.backbone import Backbone
 from motionlora.heads.schedule import euler_times
 from motionlora.infer.guidance import Walk
 
 if TYPE_CHECKING:
-    from motionlora.heads.backbone import Latent, Prompt
+    from motionlora.heads.backbone import Backbone, Latent, Prompt
     from motionlora.infer.guidance import Guidance, Time
     from motionlora.infer.settings import SampleSettings
 
@@ -56,17 +55,6 @@ class Bar:
         return tqdm(steps, desc=self.title, file=sys.stderr, leave=False)
 
 
-class StartingBackbone(Backbone, Protocol):
-    """A backbone that also says where a walk on it starts."""
-
-    @property
-    def channels(self) -> int: ...
-    @property
-    def spatial_factor(self) -> int: ...
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]: ...
-
-
 @torch.no_grad()
 def sample(walk: Walk, guidance: Guidance, progress: Progress = SILENT) -> Latent:
     """The clean latent at the end of the walk, fp32 "b c f h w"; plain Euler (methods.md section 1.2).
@@ -87,7 +75,7 @@ def sample(walk: Walk, guidance: Guidance, progress: Progress = SILENT) -> Laten
 
 
 def new_walk(
-    model: StartingBackbone,
+    model: Backbone,
     prompt: Prompt,
     negative: Prompt,
     *,

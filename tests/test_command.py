@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from motionlora.data.complaint import flags_of
 from motionlora.data.errors import InputError, NumbersError, StorageError
 from motionlora.data.yaml_file import read_yaml
-from motionlora.train.command import main
+from motionlora.train.command import main, settings_of
 from motionlora.train.settings import TrainSettings
 from motionlora.train.subcommands import GUIDANCES, SECTIONS, SUBCOMMANDS, HeadsSettings
 
@@ -116,6 +116,11 @@ def test_accelerate_reads_its_files(file: str) -> None:
         (["lora", "convert", "x", "--out", "y", "--layout", "natve"], ["did you mean native?"]),
         (["clip", "sprite", "--out", "x.mp4", "--shape", "sqare"], ["did you mean square?"]),
         (["clip", "sprite", "--out", "x.mp4", "--frames", "48"], ["4k + 1", "45 or 49"]),
+        (["clip", "sprite", "--out", "x.mp4", "--motion", "zigzagg"], ["did you mean zigzag?"]),
+        (["clip", "sprite", "--out", "x.mp4", "--motion", "v", "--frames", "45"], ["49 frames", "leave --frames out"]),
+        (["train", "--clip", "x.mp4", "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"], ["--config wan2.1_1.3b"]),
+        (["heads", "--clip", "x.mp4", "--model=some/folder", "--height", "480"], ["both --height and --width"]),
+        (["generate", "--caption", "x", "--model", "Wan-AI/Wan2.1-T2V-14B-Diffusers"], ["wan2.1_14b"]),
         (["heads", "--scores", "nowhere.json"], ["nowhere.json"]),
     ],
     ids=lambda value: " ".join(value),
@@ -226,6 +231,30 @@ def test_a_sprite_clip_can_be_made_and_looked_at(tmp_path: Path, capsys: pytest.
     assert "49" in said
     assert "64" in said
     assert "a cyan star" in said
+
+
+def test_every_reference_of_the_protocol_can_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    from motionlora.data.benchmark import references
+    from motionlora.data.sprites import render
+    from motionlora.train.sprite_clip import sprite_clip
+
+    for reference in references():
+        clip = sprite_clip(motion=reference.name)
+        assert np.array_equal(clip.pixels, render(reference.scene).pixels)
+        assert clip.caption == reference.scene.caption
+    assert main(["clip", "sprite", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert [reference.name for reference in references() if reference.name not in said] == []
+    other = sprite_clip(motion="v", shape="star", colour="cyan", background="light")
+    assert other.caption == "a cyan star on a light background"
+
+
+def test_another_model_needs_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    other = ["--model", "some/folder"]
+    for words in (["--config", "tiny"], ["--config", "wan2.1_1.3b"], ["--height", "64", "--width", "64"]):
+        assert main(["train", *other, *words, "--print-config"]) == 0
+        assert "model: some/folder" in capsys.readouterr().out
+    assert settings_of("train", ["--model", "tiny"]).model == "tiny"
 
 
 def test_a_rule_is_applied_to_saved_scores_without_a_model(

@@ -294,10 +294,11 @@ def test_all_heads_train_in_the_temporal_stage_alone(settings):
 def test_a_reference_whose_heads_are_all_of_one_kind(settings):
     result = train(changed(settings, heads={"ratio": 1e-6}, temporal={"steps": 1}), say=quiet)
     assert "spatial" not in result.paths
+    none = changed(settings, out=settings.out.with_name("none"), heads={"ratio": 1e6}, spatial={"steps": 1})
     with pytest.raises(InputError, match="ratio"):
-        train(
-            changed(settings, out=settings.out.with_name("none"), heads={"ratio": 1e6}, spatial={"steps": 1}), say=quiet
-        )
+        train(none, say=quiet)
+    assert (none.out / "heads.json").exists()
+    assert not (none.out / "spatial.safetensors").exists(), "refused only after the spatial stage"
 
 
 def test_stages_can_be_run_one_by_one(whole, settings):

@@ -1,15 +1,17 @@
 """The tiny Wan's encoder: a separable block transform, written into the weights of an ordinary `AutoencoderKLWan`.
 
 A block of 4 x 4 pixels x 4 frames x 3 colours (192 numbers) becomes 24: the strongest principal components of a 4 x 4
-patch, each as its mean over the four frames and, for the strongest ones, three Haar differences in time. The first frame is a
-block of its own without differences, as the causal VAE wants it. Nothing is lost against training the encoder: such a
-block transform keeps 33 dB, and it is the best linear one of its kind by construction. The decoder is trained.
+patch, each as its mean over the four frames and, for the strongest ones, three Haar differences in time. The first
+frame is a block of its own without differences, as the causal VAE wants it. Nothing is lost against training the
+encoder: such a block transform keeps 33 dB, and it is the best linear one of its kind by construction. The decoder is
+trained.
 
-The network is made exactly linear: residual branches end in zeros, the last norm sees one huge constant channel, and the
-last activation sees each feature with both signs, since silu(a) - silu(-a) = a.
+The network is made exactly linear: residual branches end in zeros, the last norm sees one huge constant channel, and
+the last activation sees each feature with both signs, since silu(a) - silu(-a) = a.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,15 +67,16 @@ def raw_latent(pixels: np.ndarray) -> Tensor:
 def latent_statistics() -> tuple[list[float], list[float]]:
     """Mean and scale of each channel for the VAE's config.
 
-    The scale is std^0.6 of the channel times the largest std^0.4: weak channels stay weaker than strong ones, so that the
-    transformer spends itself on what is seen.
+    The scale grows with std^0.6 of the channel: weak channels stay weaker than strong ones, so that the transformer
+    spends itself on what is seen; together they have unit variance.
     """
     generator = np.random.default_rng(7)
     scenes = [random_scene(generator, frames=17, speed=float(generator.uniform(0.5, 3))) for _ in range(200)]
     latent = torch.stack([raw_latent(render(scene).pixels) for scene in scenes])
     mean, std = latent[:, :, 1:].mean((0, 2, 3, 4)), latent[:, :, 1:].std((0, 2, 3, 4))
     mean[MEANS:] = 0
-    return mean.tolist(), (std**0.6 * std.max() ** 0.4).tolist()
+    scale = std**0.6
+    return mean.tolist(), (scale * (std / scale).square().mean().sqrt()).tolist()
 
 
 def normalised(latent: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ def normalised(latent: Tensor) -> Tensor:
 @torch.no_grad()
 def write_encoder(vae: AutoencoderKLWan) -> None:
     """Writes the transform into the encoder's weights; the decoder stays as it is."""
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             module.weight.zero_()

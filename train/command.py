@@ -8,11 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from motionlora.data.errors import InputError, NumbersError, StorageError, meant
-from motionlora.data.settings import parse
-from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, Subcommand, with_guidance
+from motionlora.data.settings import parse, take_flag
+from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, with_guidance
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
 OVERVIEW = """usage: motionlora SUBCOMMAND [OPTIONS]
@@ -39,14 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     name, rest = _found(words)
     subcommand = SUBCOMMANDS[name]
-    settings = _settings(name, subcommand, rest)
+    settings = settings_of(name, rest)
     subcommand.run(settings)
     sys.stdout.flush()
     return 0
 
 
-def _settings(name: str, subcommand: Subcommand, rest: list[str]):
-    """The settings of one subcommand; a leading bare word is its file, and `--guidance NAME` chooses a class."""
+def settings_of(name: str, argv: Sequence[str]) -> Any:
+    """The settings of one subcommand; a leading bare word is its file, and `--guidance NAME` chooses a class.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value.
+    """
+    subcommand, rest = SUBCOMMANDS[name], list(argv)
     if subcommand.file and rest and not rest[0].startswith("-"):
         rest = [f"--{subcommand.file}", *rest]
     cls = subcommand.settings
@@ -54,6 +59,8 @@ def _settings(name: str, subcommand: Subcommand, rest: list[str]):
     if name == "generate":
         cls, rest = with_guidance(cls, rest, subcommand.config or "")
         sections["generate"] = cls
+    if subcommand.config and not {"-h", "--help"} & set(rest):
+        _refuse_foreign_size(rest, subcommand.config)
     return parse(
         cls,
         rest,
@@ -63,6 +70,17 @@ def _settings(name: str, subcommand: Subcommand, rest: list[str]):
         section=subcommand.section,
         sections=sections,
     )
+
+
+def _refuse_foreign_size(argv: Sequence[str], config: str) -> None:
+    """InputError where another model would be used at the size of the default file's model, which nobody asked for."""
+    model = take_flag(argv, "model")[0]
+    given = {name for name in ("config", "height", "width") if take_flag(argv, name)[0] is not None}
+    if model not in (None, config) and "config" not in given and not {"height", "width"} <= given:
+        raise InputError(
+            f"--model {model} came without --config, and the default file, {config}, is made for another model: add "
+            "--config wan2.1_1.3b or wan2.1_14b or a file of your own, or set both --height and --width."
+        )
 
 
 def _found(words: list[str]) -> tuple[str, list[str]]:

@@ -21,13 +21,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, FRAMES, SHAPES, random_scene, render
 from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write_pipeline
 from motionlora.train.block_codec import Z, normalised, raw_latent
-from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
 from motionlora.train.muon import Muon
+from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
 from motionlora.train.progress import Progress
 
 WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
 TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
-SHIFT = 3.0
+SHIFT = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,35 @@ class Recipe:
     """What to do, in this order."""
     image_steps: int = 800
     short_steps: int = 750
-    full_steps: int = 850
-    lr: float = 2e-3
+    full_steps: int = 750
+    lr: float = 4e-3
     seed: int = 0
 
 
 def new_transformer() -> WanTransformer3DModel:
-    """6 blocks, 4 heads of 32: 1.6 M parameters."""
-    return WanTransformer3DModel(
+    """6 blocks, 4 heads of 32: 1.6 M parameters. Heads start local through their biases, which speeds up learning."""
+    transformer = WanTransformer3DModel(
         num_attention_heads=4, attention_head_dim=32, in_channels=Z, out_channels=Z, text_dim=64, freq_dim=256,
         ffn_dim=384, num_layers=6, rope_max_seq_len=64,
     )  # fmt: skip
+    for block in transformer.blocks:
+        attention: Any = block.attn1
+        for projection in (attention.to_q, attention.to_k):
+            projection.bias.data = local_bias().flatten()
+    return transformer
+
+
+def local_bias(strength: float = 3.0) -> Tensor:
+    """Query and key biases "head lane": RoPE turns equal ones into a logit that falls with distance.
+
+    Two heads near in time and space, one at the same place in every frame, one free. Of each axis' lanes (12 for time,
+    10 for height, 10 for width) the two fastest pairs carry it, in their even lanes.
+    """
+    bias = torch.zeros(4, 32)
+    for head, (time, space) in enumerate(((1.0, 1.0), (0.6, 0.6), (0.0, 0.8))):
+        bias[head, [0, 2]] = strength * time
+        bias[head, [12, 14, 22, 24]] = strength * space
+    return bias
 
 
 class FoldedPads(WanAttnProcessor):
@@ -70,12 +88,12 @@ class FoldedPads(WanAttnProcessor):
 def fold_pads(transformer: WanTransformer3DModel) -> list[FoldedPads]:
     """Puts `FoldedPads` on every cross-attention, and returns them for their bias to be set."""
     processors = {n: (FoldedPads() if "attn2" in n else p) for n, p in transformer.attn_processors.items()}
-    transformer.set_attn_processor(dict(processors))  # it empties the dict that it is given
+    transformer.set_attn_processor(dict(processors))  # pyright: ignore[reportArgumentType]  # it empties the dict that it is given
     return [p for p in processors.values() if isinstance(p, FoldedPads)]
 
 
 class Text(nn.Module):
-    """Captions to embeddings "b 20 64" and the logit bias of their pads "b 1 1 20"; trained along with the transformer."""
+    """Captions to embeddings "b 20 64" and the logit bias of their pads "b 1 1 20"; trained with the transformer."""
 
     def __init__(self):
         super().__init__()
@@ -130,7 +148,7 @@ def draw(recipe: Recipe, step: int, generator: np.random.Generator) -> tuple[Ten
 def scenes(
     count: int, generator: np.random.Generator, *, frames: int, fastest: float = 1.0
 ) -> tuple[Tensor, list[str]]:
-    """Normalised latents of random scenes, "b c f h w", and their captions; half of them up to `fastest` times as fast."""
+    """Normalised latents of random scenes, "b c f h w", with captions; half of them up to `fastest` times as fast."""
     speeds = [float(generator.uniform(1, fastest)) if index % 2 else 1.0 for index in range(count)]
     clips = [render(random_scene(generator, frames=frames, speed=speed)) for speed in speeds]
     return torch.stack([normalised(raw_latent(clip.pixels)) for clip in clips]), [clip.caption for clip in clips]
@@ -157,11 +175,32 @@ def make(recipe: Recipe) -> None:
 def write(recipe: Recipe) -> None:
     """The diffusers folder, from whatever training has reached."""
     transformer, text = train_transformer(recipe, finished=True)
-    transformer.set_attn_processor(WanAttnProcessor())
+    transformer.set_attn_processor(WanAttnProcessor())  # pyright: ignore[reportArgumentType]
     vae = train_decoder(recipe.work, DecoderRecipe(), finished=True)
     write_pipeline(
-        recipe.out, transformer=transformer.eval(), vae=vae, text_encoder=text.encoder.eval(), tokenizer=text.tokenizer
+        recipe.out,
+        transformer=transformer.eval(),
+        vae=vae,
+        text_encoder=text.encoder.eval(),
+        tokenizer=text.tokenizer,
+        shift=SHIFT,
     )
+
+    (recipe.out / "README.md").write_text(CARD)
+
+
+CARD = f"""# The embedded tiny Wan
+
+A text-to-video diffusion model of the sprite world, in the classes of Wan 2.1 (`WanPipeline.from_pretrained` loads it
+unchanged): transformer of 6 blocks and 4 heads of 32, VAE 4 x 4 x 4 with {Z} channels, UMT5 encoder with a tokenizer
+made from a word list, Euler scheduler with shift {SHIFT}. Clips of 64 x 64 pixels and 49 frames at 12 a second.
+
+* For: seeing and measuring motion transfer on a CPU in minutes. Not for anything else: it draws coloured shapes only.
+* Captions: "a COLOUR SHAPE on a BACKGROUND background", with " and a COLOUR SHAPE" and " behind a grey bar" if wanted.
+  Colours: {", ".join(COLOURS)}. Shapes: {", ".join(SHAPES)}. Backgrounds: {", ".join(BACKGROUNDS)}. Lower case.
+* Made by `python -m motionlora.train.pretrain`, from made-up clips only; the VAE's encoder is written, not trained.
+* How good it is, measured: `results/tiny_wan.md` of the project. License: Apache-2.0.
+"""
 
 
 if __name__ == "__main__":

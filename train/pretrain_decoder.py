@@ -1,4 +1,4 @@
-"""How the tiny Wan's VAE decoder was trained: from exact block-transform latents of random crops back to their pixels."""
+"""How the tiny Wan's VAE decoder was trained: from exact block-transform latents of random crops to their pixels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from motionlora.train.progress import Progress
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """Steps, crops a step (a quarter as many whole frames towards the end), peak learning rate, noise on the latents."""
+    """Steps, crops a step (a quarter as many whole frames late), peak learning rate, noise on the latents."""
 
     steps: int = 1_600
     batch: int = 8
@@ -81,16 +81,14 @@ def decoded(vae: AutoencoderKLWan, latent: Tensor) -> Tensor:
     for index in range(latent.shape[2]):
         model._conv_idx = [0]
         part, first = hidden[:, :, index : index + 1], index == 0
-        frames.append(
-            model.decoder(part, feat_cache=model._feat_map, feat_idx=model._conv_idx, first_chunk=first)
-        )
+        frames.append(model.decoder(part, feat_cache=model._feat_map, feat_idx=model._conv_idx, first_chunk=first))
     model.clear_cache()
     return torch.cat(frames, 2)
 
 
 @torch.no_grad()
 def start_near_linear(decoder: nn.Module) -> None:
-    """Residual branches start at zero, and what carries the signal past them starts orthogonal: it learns much faster."""
+    """Residual branches start at zero, and what carries the signal past them starts orthogonal: it learns faster."""
     for module in decoder.modules():
         if isinstance(module, WanResidualBlock):
             module.conv2.weight.zero_()
@@ -98,7 +96,8 @@ def start_near_linear(decoder: nn.Module) -> None:
                 nn.init.orthogonal_(module.conv_shortcut.weight)
                 module.conv_shortcut.bias[-1] = 3.0  # pyright: ignore[reportOptionalSubscript]
         if isinstance(module, WanResample):
-            convolution: Any = module.resample[1]
+            resample: Any = module.resample
+            convolution = resample[1]
             nn.init.orthogonal_(convolution.weight[:, :, 1, 1])
             if module.mode == "upsample3d":
                 for half in module.time_conv.weight.chunk(2):

@@ -16,8 +16,8 @@ from tqdm import tqdm
 class Progress:
     """Iterates over the steps that are left; `update` takes the loss, does the optimiser step, logs and saves.
 
-    Cosine decay to zero after a linear warm-up. The state (weights, moments, step) is one safetensors file, written to a
-    temporary name and renamed, so a killed run resumes where it last saved.
+    Cosine decay to zero after a linear warm-up. The state (weights, moments, step) is one safetensors file, written to
+    a temporary name and renamed, so a killed run resumes where it last saved.
     """
 
     def __init__(

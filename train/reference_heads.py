@@ -3,6 +3,7 @@
 from motionlora.data.errors import InputError
 from motionlora.heads.backbone import Latent
 from motionlora.heads.head_map import HeadMap
+from motionlora.heads.head_map_picture import draw_head_map
 from motionlora.heads.score import head_scores, mask_block
 from motionlora.train.noise import keyed_generator
 from motionlora.train.workshop import Workshop
@@ -23,7 +24,7 @@ def heads_of(shop: Workshop) -> HeadMap | None:
             if shop.accelerator.is_main_process:
                 found.save(path, heads.rule, heads.ratio)
     if shop.accelerator.is_main_process:
-        found.draw(path.with_suffix(".png"), heads.rule, heads.ratio)
+        draw_head_map(found, path.with_suffix(".png"), heads.rule, heads.ratio)
     temporal = found.temporal(heads.rule, heads.ratio)
     shop.say(f"Heads: {int(temporal.sum())} temporal and {int((~temporal).sum())} spatial of {temporal.size}; {path}")
     return found

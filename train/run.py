@@ -48,6 +48,7 @@ def train(settings: TrainSettings, say: Callable[[str], None] = print) -> TrainR
     shop = opened(settings, accelerator, say if accelerator.is_main_process else _silent)
     try:
         head_map = heads_of(shop)
+        temporal_heads(shop, head_map)
         if settings.tracker != "none":
             start_trackers(accelerator, settings)
         train_spatial(shop, head_map)
@@ -109,16 +110,8 @@ def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
     settings, model = shop.settings, shop.model
     if "temporal" not in settings.stages:
         return
-    heads = settings.heads
-    chosen = (
-        head_map.chosen("temporal", heads.rule, heads.ratio)
-        if head_map
-        else np.ones((model.blocks, model.heads), dtype=bool)
-    )
-    if not chosen.any():
-        raise InputError(f"No head is temporal by rule {heads.rule} with ratio {heads.ratio}: lower heads.ratio.")
     with shop.timed("encode"):
-        stage = temporal_stage(model, shop.clip, chosen, settings)
+        stage = temporal_stage(model, shop.clip, temporal_heads(shop, head_map), settings)
     spatial = shop.file("spatial.safetensors")
     if head_map is None or settings.spatial.steps == 0 or not spatial.exists():
         train_stage(shop, stage, head_map, under="")
@@ -129,6 +122,25 @@ def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
         train_stage(shop, stage, head_map, under=_hash_of(lora.weights))
     finally:
         unload(model.transformer, "spatial")
+
+
+def temporal_heads(shop: Workshop, head_map: HeadMap | None) -> np.ndarray:
+    """What the temporal stage trains, bool "block head"; without a map every head.
+
+    Raises:
+        InputError: the temporal stage is wanted and no head is temporal.
+    """
+    heads = shop.settings.heads
+    if head_map is None:
+        return np.ones((shop.model.blocks, shop.model.heads), dtype=bool)
+    chosen = head_map.chosen("temporal", heads.rule, heads.ratio)
+    if "temporal" in shop.settings.stages and not chosen.any():
+        lower = "lower" if heads.rule == "code" else "raise"
+        raise InputError(
+            f"No head is temporal by rule {heads.rule} with ratio {heads.ratio:g}: {lower} --heads.ratio, or train all "
+            "with --heads.heads all."
+        )
+    return chosen
 
 
 def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under: str) -> None:

@@ -41,9 +41,11 @@ class ClipSpriteSettings(Settings):
     background: str | None = None
     """dark, light, cloudy, striped, checkered."""
     motion: str | None = None
-    """static, linear, ease, throw, smooth: how one sprite moves over a background that stays."""
+    """static, linear, ease, throw, smooth: how one sprite moves over a background that stays; or a reference of the
+    sprite protocol, whose motion and looks it has: v, zigzag, s, accelerating-turn, circle, eight, spiral, square,
+    camera-v, camera-s, camera-circle, camera-eight, pair-circle-v, pair-s-zigzag, occluded-s, turning-v."""
     frames: int = Field(default=49, ge=5)
-    """How many, 4k + 1."""
+    """How many, 4k + 1; a reference of the sprite protocol has 49."""
 
 
 class HeadsSettings(Settings):
@@ -106,43 +108,13 @@ def clip_inspect(settings: ClipInspectSettings) -> None:
 
 def clip_sprite(settings: ClipSpriteSettings) -> None:
     """Writes a clip of the sprite world and its caption."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from motionlora.data import sprites
     from motionlora.data.clip import write_clip
+    from motionlora.train.sprite_clip import sprite_clip
 
-    _refuse_unknown_sprites(settings)
-    generator = np.random.default_rng(settings.seed)
-    scene = sprites.random_scene(generator, frames=settings.frames)
-    first, *others = scene.sprites
-    named = {name: getattr(settings, name) for name in ("shape", "colour") if getattr(settings, name)}
-    first = replace(first, **named)
-    if settings.motion:
-        reach = sprites.SIZE / 2 - 1.05 * first.radius
-        path = sprites.random_path(generator, settings.frames, reach=reach, family=settings.motion)
-        first, others = replace(first, path=path + sprites.SIZE / 2 - 0.5), []
-        scene = replace(scene, pan=np.zeros_like(scene.pan))
-    scene = replace(scene, sprites=(first, *others), background=settings.background or scene.background)
-    clip = sprites.render(scene)
+    clip = sprite_clip(**settings.model_dump(exclude={"out"}))
     write_clip(clip, settings.out, comment=clip.caption)
     settings.out.with_suffix(".txt").write_text(clip.caption + "\n", encoding="utf-8")
     print(f"{settings.out}: {clip.caption}")
-
-
-def _refuse_unknown_sprites(settings: ClipSpriteSettings) -> None:
-    from motionlora.data.sprites import BACKGROUNDS, COLOURS, FAMILIES, SHAPES
-
-    if settings.frames % 4 != 1:
-        low = max(5, settings.frames - (settings.frames - 1) % 4)
-        raise InputError(f"--frames must be 4k + 1, got {settings.frames}: set it to {low} or {low + 4}.")
-    known = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS, "motion": FAMILIES}
-    for option, names in known.items():
-        came, allowed = getattr(settings, option), list(names)
-        if came is not None and came not in allowed:
-            one_of = ", ".join(allowed)
-            raise InputError(f"--{option} is {came!r}: it should be one of {one_of} ({meant(came, allowed)}).")
 
 
 def heads(settings: HeadsSettings) -> None:
@@ -155,10 +127,11 @@ def heads(settings: HeadsSettings) -> None:
         train(TrainSettings(stages=("heads",), temporal=TemporalSettings(stride=1), **shared))
         return
     from motionlora.heads.head_map import HeadMap
+    from motionlora.heads.head_map_picture import draw_head_map
 
     head_map, rule, ratio = HeadMap.load(settings.scores), settings.heads.rule, settings.heads.ratio
     head_map.save(settings.out / "heads.json", rule, ratio)
-    head_map.draw(settings.out / "heads.png", rule, ratio)
+    draw_head_map(head_map, settings.out / "heads.png", rule, ratio)
     spatial, temporal = head_map.counts(rule, ratio).sum(axis=0)
     print(f"Heads: {temporal} temporal and {spatial} spatial by rule {rule}, ratio {ratio:g}; {settings.out}")
 
