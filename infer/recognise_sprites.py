@@ -11,14 +11,15 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from motionlora.data.sprites import COLOURS, GREY_BAR
+from motionlora.data.sprites import COLOURS, GREY_BAR, TEXTURED
 
 MIN_CHROMA, MIN_AREA = 26.0, 28
 """Lab chroma above which a pixel belongs to a sprite; a component below so many pixels (0.7 %) is not a sprite."""
 CIRCLE_RIPPLE = 0.028
 """Relative ripple of the outline's radius below which a shape is a circle."""
-PLAIN_SPREAD = 2.4
-"""Distance of the 20 % and 80 % quantiles of smoothed lightness (0..100) below which a background has no texture."""
+PLAIN_SPREAD = 3.0
+"""Distance of the 20 % and 80 % quantiles of smoothed lightness (0..100) below which a background has no texture:
+plain ones have at most 1 in a noisy clip, clouds at least 5."""
 SMOOTHING = 1.5
 """Gaussian sigma in pixels for backgrounds: a fifth of a pixel's noise is left, and 80 % of the checkers' contrast."""
 MIN_TRUST = 0.97
@@ -62,7 +63,8 @@ def observe(pixels: np.ndarray) -> Observation:
     smooth, trust = filled(luma, masks)
     views = [background_of(field, mask) for field, mask in zip(smooth[some], masks[some], strict=True)]
     background = Counter(views).most_common(1)[0][0]
-    return Observation(_blobs(lab, chroma, bar), background, camera_path(smooth, trust > MIN_TRUST))
+    camera = camera_path(smooth, trust) if background in TEXTURED else np.zeros((len(lab), 2))
+    return Observation(_blobs(lab, chroma, bar), background, camera)
 
 
 def lab_of(pixels: np.ndarray) -> np.ndarray:
@@ -74,9 +76,9 @@ def lab_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def filled(luma: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed backgrounds "frame y x", and the share 0..1 of each pixel's surroundings that was open and inside the frame.
+    """Smoothed backgrounds "frame y x", and the share 0..1 of each pixel's surroundings that was open.
 
-    Masked pixels take what is around them, or the frame's mean far inside a mask.
+    Masked pixels take what is around them, or the frame's mean far inside a mask. Outside the frame nothing is open.
     """
     open_ = (~masks).astype(np.float32)
     smoothing = {"sigma": (0, SMOOTHING, SMOOTHING), "truncate": 3, "mode": "constant"}
@@ -119,24 +121,23 @@ def background_of(smooth: np.ndarray, mask: np.ndarray) -> str:
     return "striped" if alignment > 0.55 else "checkered"
 
 
-def camera_path(smooth: np.ndarray, usable: np.ndarray, *, iterations: int = 6) -> np.ndarray:
-    """The background's translation (y, x) in pixels at each frame, "frame 2", from smoothed lightness (`filled`).
+def camera_path(smooth: np.ndarray, trust: np.ndarray, *, iterations: int = 6) -> np.ndarray:
+    """The background's translation (y, x) in pixels at each frame, "frame 2", from what `filled` gives.
 
-    Least squares between neighbouring frames on pixels that are usable in both, iterated (Lucas and Kanade 1981). Stripes only tell
-    the motion across them, plain backgrounds none: there the ridge keeps the unknown component at 0. Good for up to
-    about 4 pixels a frame.
+    Least squares between neighbouring frames over trusted pixels, iterated (Lucas and Kanade 1981). Stripes only tell
+    the motion across them: the ridge keeps the other component at 0. Good for up to about 4 pixels a frame.
     """
     before, after = smooth[:-1], smooth[1:]
-    weight = (usable[:-1] & usable[1:]).astype(np.float32)
     slopes = np.stack(np.gradient(before, axis=(1, 2)), 1)
-    weighted = slopes * weight[:, None]
-    normal = np.einsum("fiyx,fjyx->fij", weighted, slopes)
-    ridge = 0.02 * np.trace(normal, axis1=1, axis2=2) + 50.0
-    inverse = np.linalg.inv(normal + ridge[:, None, None] * np.eye(2))
     steps = np.zeros((len(before), 2))
     for _ in range(iterations):
+        usable = (trust[:-1] > MIN_TRUST) & (_moved(trust[1:], steps) > MIN_TRUST)
+        weighted = slopes * usable[:, None]
+        normal = np.einsum("fiyx,fjyx->fij", weighted, slopes)
+        ridge = 0.02 * np.trace(normal, axis1=1, axis2=2) + 50.0
         change = _moved(after, steps) - before
-        steps = steps - np.einsum("fij,fj->fi", inverse, np.einsum("fiyx,fyx->fi", weighted, change))
+        right = np.einsum("fiyx,fyx->fi", weighted, change)
+        steps = steps - np.linalg.solve(normal + ridge[:, None, None] * np.eye(2), right[..., None])[..., 0]
     return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
 
 
@@ -179,7 +180,7 @@ def _blobs(lab: np.ndarray, chroma: np.ndarray, bar: np.ndarray) -> list[list[Bl
             cover = np.minimum(strength / max(float(np.percentile(strength[region], 80)), 1e-6), 1)
             corner = np.array([side.start for side in around])
             centre = corner + np.tensordot(np.indices(cover.shape), cover, 2) / cover.sum()
-            hidden = bool(bar[around[1]].any())
+            hidden = bool(bar[box[2]].any())
             found[frame].append(Blob(centre, int(areas[number]), colour, shape_of(cover), hidden))
     return [sorted(_joined(blobs), key=lambda blob: -blob.area) for blobs in found]
 

@@ -1,0 +1,191 @@
+"""What the embedded model's recipe stands on: exact encoder, exact pads, exact resuming, orthogonal updates."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from motionlora.data.sprites import random_scene, render
+from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
+from motionlora.train.muon import Muon, orthogonal
+from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, fold_pads, new_transformer, scenes
+from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
+from motionlora.train.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return new_vae().eval()
+
+
+def pixels_of(frames: int, *, seed: int = 3) -> np.ndarray:
+    return render(random_scene(np.random.default_rng(seed), frames=frames, speed=3.0)).pixels
+
+
+def signed(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 5, 9])
+def test_the_written_encoder_is_the_block_transform(vae, frames: int) -> None:
+    pixels = pixels_of(frames)
+    latent = vae.encode(signed(pixels)).latent_dist.mode()[0]
+    assert latent.shape == (Z, 1 + (frames - 1) // 4, 16, 16)
+    assert latent.std() > 0.1
+    torch.testing.assert_close(latent, raw_latent(pixels), atol=1e-3, rtol=0)
+
+
+def test_the_config_normalises_latents_as_training_did(vae) -> None:
+    raw = raw_latent(pixels_of(5))
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    torch.testing.assert_close(normalised(raw), (raw - mean) / std)
+
+
+@torch.no_grad()
+def test_the_decoder_that_trains_is_the_one_that_ships(vae) -> None:
+    start_near_linear(vae.decoder)
+    latent = raw_latent(pixels_of(5)[:, :32, :32])[None]
+    shipped = vae.decode(latent).sample
+    with fast_norms():
+        trained = decoded(vae, latent).clamp(-1, 1)
+    assert shipped.std() > 0.01
+    torch.testing.assert_close(trained, shipped, atol=1e-4, rtol=0)
+
+
+def test_fast_norms_leave_no_trace() -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+
+    stock = WanRMS_norm.forward
+    with fast_norms():
+        assert WanRMS_norm.forward is not stock
+    assert WanRMS_norm.forward is stock
+    with pytest.raises(ZeroDivisionError), fast_norms():
+        _ = 1 / 0
+    assert WanRMS_norm.forward is stock
+
+
+@torch.no_grad()
+def test_folded_pads_equal_the_stock_512_tokens() -> None:
+    torch.manual_seed(1)
+    transformer, text = new_transformer().eval(), Text().eval()
+    for block in transformer.blocks:  # sharp attention to large values: a wrong weight of the pads would show
+        block.attn2.to_k.bias.normal_()
+        block.attn2.to_v.weight.mul_(10)
+    captions = [
+        "",
+        "a red circle on a dark background",
+        "a red star and a blue star behind a grey bar on a light background",
+    ]
+    embeds, bias = text(captions)
+    latent, time = torch.randn(3, Z, 2, 8, 8), torch.tensor([1000.0, 500.0, 10.0])
+    stock_embeds = torch.cat([embeds, embeds.new_zeros(3, WAN_TEXT_LENGTH - embeds.shape[1], embeds.shape[2])], 1)
+    stock = transformer(latent, time, stock_embeds, return_dict=False)[0]
+    unfolded = transformer(latent, time, embeds, return_dict=False)[0]
+    for processor in fold_pads(transformer):
+        processor.bias = bias
+    folded = transformer(latent, time, embeds, return_dict=False)[0]
+    torch.testing.assert_close(folded, stock, atol=1e-5, rtol=1e-5)
+    assert (unfolded - stock).abs().max() > 1e-3, "the pads matter in this test"
+
+
+def test_training_scenes_are_normalised_latents_with_their_captions() -> None:
+    latent, captions = scenes(3, np.random.default_rng(0), frames=5)
+    assert latent.shape == (3, Z, 2, 16, 16)
+    assert all(caption.endswith("background") for caption in captions)
+    again, _ = scenes(3, np.random.default_rng(0), frames=5)
+    assert torch.equal(latent, again)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
+
+
+def optimizers_of(net: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in net.parameters() if p.ndim == 2]
+    vectors = [p for p in net.parameters() if p.ndim == 1]
+    return [Muon(matrices, lr=0.02), torch.optim.AdamW(vectors, lr=0.02, betas=(0.9, 0.99))]
+
+
+def progress_of(folder: Path, net: nn.Module) -> Progress:
+    return Progress(folder, {"net": net}, *optimizers_of(net), 12, 0.02, warmup=3, save_every=4)
+
+
+def train(folder: Path, *, stop_at: int | None = None) -> Progress:
+    net = network()
+    progress = progress_of(folder, net)
+    for step in progress:
+        if step == stop_at:
+            progress.bar.close()
+            break
+        batch = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        progress.update((net(batch) - batch[:, :3]).square().mean(), {})
+    return progress
+
+
+def everything_in(progress: Progress) -> list[Tensor]:
+    moments = [state for optimizer in progress.optimizers for state in optimizer.state.values()]
+    return [*progress.modules["net"].state_dict().values(), *(value for state in moments for value in state.values())]
+
+
+@pytest.mark.parametrize("stop_at", [5, 8, 11])
+def test_stop_and_resume_end_bit_identical(tmp_path: Path, stop_at: int) -> None:
+    straight = train(tmp_path / "straight")
+    stopped = train(tmp_path / "stopped", stop_at=stop_at)
+    assert not torch.equal(everything_in(stopped)[0], everything_in(straight)[0])
+    net = network()
+    assert progress_of(tmp_path / "stopped", net).step == 4 * (stop_at // 4), "goes on from where it last saved"
+    resumed = train(tmp_path / "stopped")
+    pairs = list(zip(everything_in(resumed), everything_in(straight), strict=True))
+    assert len(pairs) == 4 + 2 * 1 + 2 * 3
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_finished_run_has_nothing_left_and_its_log_is_complete(tmp_path: Path) -> None:
+    weights = everything_in(train(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(12))
+    assert not list(tmp_path.glob("*.part"))
+    again = train(tmp_path)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(everything_in(again), weights, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    net = network()
+    progress = progress_of(tmp_path, net)
+    for _ in progress:
+        with pytest.raises(FloatingPointError, match="step 0"):
+            progress.update(net(torch.full((1, 6), torch.nan)).sum(), {})
+        progress.bar.close()
+        break
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 48), (48, 16)])
+def test_muon_makes_matrices_orthogonal(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(0.2, 1, min(shape))) @ vh
+    turned = u.T @ orthogonal(3.0 * matrix) @ vh.T
+    values = turned.diagonal()
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    torch.testing.assert_close(turned, torch.diag(values), atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonal(matrix.T), orthogonal(matrix).T, atol=1e-5, rtol=0)
+
+
+def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
+    gradient = torch.randn(16, 48, generator=torch.Generator().manual_seed(0))
+    updates = []
+    for size in (1.0, 1e-3):
+        weight = nn.Parameter(torch.zeros(16, 48))
+        weight.grad = size * gradient
+        Muon([weight], lr=0.1, weight_decay=0.0).step()
+        updates.append(weight.detach())
+    assert updates[0].square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.25)
+    assert (updates[0] * gradient).sum() < 0
+    torch.testing.assert_close(*updates, rtol=1e-3, atol=1e-6)
