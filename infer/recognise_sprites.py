@@ -128,7 +128,7 @@ def camera_path(smooth: np.ndarray, trust: np.ndarray, *, iterations: int = 6) -
     the motion across them: the ridge keeps the other component at 0. Good for up to about 4 pixels a frame.
     """
     before, after = smooth[:-1], smooth[1:]
-    slopes = np.stack(np.gradient(before, axis=(1, 2)), 1)
+    slopes = np.stack([np.gradient(before, axis=axis) for axis in (1, 2)], 1)
     steps = np.zeros((len(before), 2))
     for _ in range(iterations):
         usable = (trust[:-1] > MIN_TRUST) & (_moved(trust[1:], steps) > MIN_TRUST)

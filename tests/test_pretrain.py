@@ -73,9 +73,11 @@ def test_fast_norms_leave_no_trace() -> None:
 def test_folded_pads_equal_the_stock_512_tokens() -> None:
     torch.manual_seed(1)
     transformer, text = new_transformer().eval(), Text().eval()
-    for block in transformer.blocks:  # sharp attention to large values: a wrong weight of the pads would show
-        block.attn2.to_k.bias.normal_()
-        block.attn2.to_v.weight.mul_(10)
+    for name, weight in transformer.named_parameters():  # sharp attention to large values shows a pad's wrong weight
+        if name.endswith("attn2.to_k.bias"):
+            weight.normal_()
+        if name.endswith("attn2.to_v.weight"):
+            weight.mul_(10)
     captions = [
         "",
         "a red circle on a dark background",
@@ -128,22 +130,31 @@ def train(folder: Path, *, stop_at: int | None = None) -> Progress:
     return progress
 
 
-def everything_in(progress: Progress) -> list[Tensor]:
-    moments = [state for optimizer in progress.optimizers for state in optimizer.state.values()]
-    return [*progress.modules["net"].state_dict().values(), *(value for state in moments for value in state.values())]
+def everything_in(progress: Progress) -> dict[str, Tensor]:
+    """Weights and moments by name."""
+    found = dict(progress.modules["net"].state_dict())
+    for number, optimizer in enumerate(progress.optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            found |= {f"{number}.{index}.{key}": value for key, value in state.items()}
+    return found
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("stop_at", [5, 8, 11])
 def test_stop_and_resume_end_bit_identical(tmp_path: Path, stop_at: int) -> None:
     straight = train(tmp_path / "straight")
     stopped = train(tmp_path / "stopped", stop_at=stop_at)
-    assert not torch.equal(everything_in(stopped)[0], everything_in(straight)[0])
+    assert not same(everything_in(stopped), everything_in(straight))
     net = network()
     assert progress_of(tmp_path / "stopped", net).step == 4 * (stop_at // 4), "goes on from where it last saved"
     resumed = train(tmp_path / "stopped")
-    pairs = list(zip(everything_in(resumed), everything_in(straight), strict=True))
-    assert len(pairs) == 4 + 2 * 1 + 2 * 3
-    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert same(everything_in(resumed), everything_in(straight))
+    assert len(everything_in(resumed)) == 4 + 2 * 1 + 2 * 3, (
+        "four weights, Muon's one moment, AdamW's two and its count"
+    )
 
 
 def test_a_finished_run_has_nothing_left_and_its_log_is_complete(tmp_path: Path) -> None:
@@ -151,8 +162,7 @@ def test_a_finished_run_has_nothing_left_and_its_log_is_complete(tmp_path: Path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(12))
     assert not list(tmp_path.glob("*.part"))
-    again = train(tmp_path)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(everything_in(again), weights, strict=True))
+    assert same(everything_in(train(tmp_path)), weights)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -188,4 +198,4 @@ def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
         updates.append(weight.detach())
     assert updates[0].square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.25)
     assert (updates[0] * gradient).sum() < 0
-    torch.testing.assert_close(*updates, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(*updates, rtol=1e-3, atol=1e-5)
