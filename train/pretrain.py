@@ -42,7 +42,7 @@ class Recipe:
     """What to do, in this order."""
     image_steps: int = 800
     short_steps: int = 750
-    full_steps: int = 750
+    full_steps: int = 1_900
     lr: float = 4e-3
     seed: int = 0
 
