@@ -46,7 +46,8 @@ def test_without_guidance_and_lora_it_is_the_stock_pipeline_bit_for_bit(tiny: Wa
     )  # fmt: skip
     stock = pipeline(
         prompt_embeds=walk.prompt.embeds, negative_prompt_embeds=walk.negative.embeds, latents=walk.noise.clone(),
-        height=64, width=64, num_frames=17, num_inference_steps=2, guidance_scale=3.0, output_type="latent", return_dict=False,
+        height=64, width=64, num_frames=17, num_inference_steps=2, guidance_scale=3.0,
+        output_type="latent", return_dict=False,
     )  # fmt: skip
     assert torch.equal(sample(walk, NoGuidance()), stock[0])
 
