@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from motionlora.data.errors import InputError, StorageError
@@ -62,7 +63,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
         os.replace(unfinished, target)
         for old in checkpoints(folder, checkpoint.stage)[:-KEPT]:
             shutil.rmtree(old)
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StorageError(
             f"Cannot write checkpoint {target} ({error}): free space or choose another --out."
@@ -89,7 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if loaded.name != path.name:
             raise ValueError(f"it says {loaded.name}")
         return loaded
-    except Exception as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         before = [str(other) for other in checkpoints(path.parent) if _order(other) < _order(path)]
         cure = f"continue from the one before with --resume {before[-1]}" if before else "train anew with another --out"
         raise StorageError(f"Checkpoint {path} is damaged ({error}): {cure}.") from error
