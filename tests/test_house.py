@@ -28,6 +28,7 @@ OUTSIDE = {
     "transformers": ["heads/*.py", "infer/measure_*.py", *PRETRAINING],
     "decord": ["data/video.py"],
     "av": ["data/video.py"],
+    "cv2": ["infer/track_points.py"],  # 70 MB and a video reader of its own: one file knows it
     "gradio": ["infer/app.py"],
     "wandb": [],
     "tensorboard": [],
@@ -78,7 +79,8 @@ def test_every_import_is_a_declared_dependency(path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = project["dependencies"] + [name for names in project["optional-dependencies"].values() for name in names]
     words = {name.partition(";")[0].partition(">")[0].partition("=")[0].strip().lower() for name in declared}
-    modules = {{"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google"}.get(word, word) for word in words}
+    names = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google", "opencv-python-headless": "cv2"}
+    modules = {names.get(word, word) for word in words}
     # huggingface_hub comes with diffusers and transformers, which stand on it
     known = modules | set(sys.stdlib_module_names) | {"motionlora", "huggingface_hub"}
     for module, line in imports_of(path):
