@@ -19,6 +19,7 @@ from motionlora.heads.token_grid import TokenGrid as TokenGrid
 if TYPE_CHECKING:
     from motionlora.data.clip import Clip
     from motionlora.heads.capture import Captured, What
+    from motionlora.heads.inject import Injected
     from motionlora.heads.positions import Positions
 
 Latent: TypeAlias = Float[Tensor, "b c f h w"]
@@ -83,6 +84,7 @@ class Backbone(Protocol):
     def capturing(
         self, blocks: Sequence[int], what: What, *, stop: bool = False
     ) -> AbstractContextManager[Captured[Any]]: ...
+    def injecting(self, blocks: Sequence[int]) -> AbstractContextManager[Injected]: ...
     def positioned(self, positions: Positions) -> AbstractContextManager[None]: ...
 
 

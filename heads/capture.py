@@ -64,8 +64,7 @@ def capturing(
     Raises:
         InputError: no block, a block that the model does not have, an unknown `what`, or fused projections.
     """
-    model = unwrapped(transformer)
-    layers = _chosen(model, blocks)
+    model, layers = unwrapped(transformer), chosen_blocks(transformer, blocks)
     if what not in _WATCH:
         raise InputError(f"Cannot capture {what!r}; allowed are {', '.join(_WATCH)}: choose one of them.")
     seen: Captured[Any] = Captured(last=max(layers) if stop else None)
@@ -198,8 +197,9 @@ def _reader(rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: in
     return read
 
 
-def _chosen(model: nn.Module, blocks: Sequence[int]) -> dict[int, nn.Module]:
-    layers = list(model.get_submodule("blocks").children())
+def chosen_blocks(transformer: nn.Module, blocks: Sequence[int]) -> dict[int, nn.Module]:
+    """The layers of these blocks, counted from zero; InputError for one that is not there, or fused projections."""
+    layers = list(unwrapped(transformer).get_submodule("blocks").children())
     wrong = [block for block in blocks if not 0 <= block < len(layers)]
     if wrong or not blocks:
         came = f"Block {wrong[0]} was asked for" if wrong else "No block was named"

@@ -28,6 +28,7 @@ from motionlora.heads.wan_parts import TEXT_LENGTH, WanParts, loaded, weights_fi
 
 if TYPE_CHECKING:
     from motionlora.heads.capture import Captured, What
+    from motionlora.heads.inject import Injected
     from motionlora.heads.positions import Positions
 
 
@@ -230,6 +231,12 @@ class WanBackbone:
         from motionlora.heads.capture import capturing
 
         return capturing(self.transformer, blocks, what, stop=stop)
+
+    def injecting(self, blocks: Sequence[int]) -> AbstractContextManager[Injected]:
+        """Gives `blocks` the keys and values of another forward (`motionlora.heads.inject.injecting`)."""
+        from motionlora.heads.inject import injecting
+
+        return injecting(self.transformer, blocks)
 
     def positioned(self, positions: Positions) -> AbstractContextManager[None]:
         """Latent frames stand at these times inside the context (`motionlora.heads.positions.positioned`)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, write_clip
 from motionlora.heads.lora import load_into
 from motionlora.infer import sample as walks
+from motionlora.infer.effort import Effort, walked
 from motionlora.infer.guide_none import NoGuidance
 from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered
 from motionlora.infer.order import slug as slug
+from motionlora.infer.reference import Reference, encoded, read_reference
 from motionlora.infer.settings import GenerateSettings, SampleSettings
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from motionlora.infer.sample import Progress
 
 UNGUIDED = NoGuidance()
+UNMOVED = Reference()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +56,14 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
         The clips, `SLUG-OF-CAPTION-seedN.mp4` in `settings.out`; seeds of one caption follow each other.
 
     Raises:
-        InputError: a setting, the model or a LoRA file is wrong; before the model is loaded where it can be known.
+        InputError: a setting, the model, the reference or a LoRA file is wrong; before the model is loaded where it can
+            be known.
         StorageError: something cannot be written.
         NumbersError: a latent became NaN or infinite.
     """
     watch = Stopwatch()
-    orders = ordered(settings)
-    device = chosen_device(settings.device)
+    orders, device = ordered(settings), chosen_device(settings.device)
+    moves = read_reference(settings, say)
     with watch.timed("load"):
         loras = [loaded_lora(text, settings.strength) for text in settings.lora]
         model = loaded_model(settings, device)
@@ -68,17 +72,24 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
             load_into(model.transformer, lora.lora, f"lora{index}", lora.strength)
     open_folder(settings.out)
     with watch.timed("embed"):
-        captions = list(dict.fromkeys(settings.caption))
-        embedded = model.embed(captions)
-        prompts = {caption: embedded[index] for index, caption in enumerate(captions)}
-        negative = model.embed([settings.negative])
-    about = {"model": {"name": model.name, "fingerprint": model.fingerprint}, "dtype": str(model.dtype)}
-    about |= {"loras": [lora.facts() for lora in loras], "versions": versions()}
+        asked = [*settings.caption, settings.negative, *([""] if moves else [])]
+        texts = list(dict.fromkeys(asked))
+        embedded = model.embed(texts)
+        prompts = {text: embedded[index] for index, text in enumerate(texts)}
+    about: dict[str, Any] = {"model": {"name": model.name, "fingerprint": model.fingerprint}}
+    about |= {"dtype": str(model.dtype), "loras": [lora.facts() for lora in loras], "versions": versions()}
+    reference = UNMOVED
+    if moves:
+        with watch.timed("encode"):
+            reference = encoded(moves, model, settings, about["loras"], blank=prompts[""])
+        about["reference"] = reference.facts
     say(announcement(settings, orders, loras, model))
     for number, order in enumerate(orders, 1):
-        clip = _made(settings, order, model, prompts[order.caption], negative, watch, f"clip {number}/{len(orders)}")
-        write(order, clip, settings, {**about, "device": str(device), "seconds": dict(watch.seconds)})
-        say(f"{order.path}  ({watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding)")
+        clip, effort = _made(settings, order, model, prompts, reference, watch, f"clip {number}/{len(orders)}")
+        about |= {"device": str(device), "seconds": dict(watch.seconds), "effort": asdict(effort)}
+        write(order, clip, settings, about)
+        seconds = f"{watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding"
+        say(f"{order.path}  ({seconds}, {effort})")
     return [order.path for order in orders]
 
 
@@ -171,23 +182,25 @@ def _made(
     settings: GenerateSettings,
     order: Order,
     model: WanBackbone,
-    prompt: Prompt,
-    negative: Prompt,
+    prompts: Mapping[str, Prompt],
+    reference: Reference,
     watch: Stopwatch,
     title: str,
-) -> Clip:
-    """One clip, with its seconds of sampling and decoding."""
+) -> tuple[Clip, Effort]:
+    """One clip and what it took, with its seconds of sampling and decoding."""
     with watch.timed("sample"):
         walk = walks.new_walk(
             model,
-            prompt,
-            negative,
+            prompts[order.caption],
+            prompts[settings.negative],
             seed=order.seed,
             frames=settings.frames,
             height=settings.height,
             width=settings.width,
             sample=settings.sample,
+            reference=reference.latent,
+            kept=reference.kept,
         )
-        latent = walks.sample(walk, settings.guidance, walks.Bar(title))
+        latent, effort = walked(walk, settings.guidance, model.transformer, walks.Bar(title))
     with watch.timed("decode"):
-        return replace(model.decode(latent, settings.fps), caption=order.caption)
+        return replace(model.decode(latent, settings.fps), caption=order.caption), effort

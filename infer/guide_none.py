@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from motionlora.data.settings import Settings
+from motionlora.infer.guidance import GuidanceSettings
 
 if TYPE_CHECKING:
     from motionlora.heads.backbone import Latent
     from motionlora.infer.guidance import Steer, Time, Walk
 
 
-class NoGuidance(Settings):
+class NoGuidance(GuidanceSettings):
     """Nothing steers; a motion comes from LoRAs alone."""
+
+    needs_reference: ClassVar[bool] = False
 
     @contextmanager
     def steering(self, walk: Walk) -> Iterator[Steer]:

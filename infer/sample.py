@@ -16,7 +16,7 @@ from torch import Tensor
 
 from motionlora.data.errors import InputError, NumbersError
 from motionlora.heads.schedule import euler_times
-from motionlora.infer.guidance import Walk
+from motionlora.infer.guidance import Kept, Walk
 
 if TYPE_CHECKING:
     from motionlora.heads.backbone import Backbone, Latent, Prompt
@@ -85,12 +85,14 @@ def new_walk(
     width: int,
     sample: SampleSettings,
     reference: Latent | None = None,
+    kept: Kept | None = None,
 ) -> Walk:
     """A walk that starts where `WanPipeline(generator=torch.Generator().manual_seed(seed))` does, on any device.
 
     Args:
         seed: several make a batch, each with its own noise; then `prompt` holds one caption for all, or one each.
         frames, height, width: of the clip in pixels.
+        kept: what other walks by the same model from the same reference have computed; None begins anew.
 
     Raises:
         InputError: a size that the model cannot make, or captions that do not fit the seeds.
@@ -113,6 +115,7 @@ def new_walk(
         noise=noise.to(model.device),
         reference=reference,
         generator=generators[0],
+        kept=kept or Kept(),
     )
 
 

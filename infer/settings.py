@@ -50,6 +50,8 @@ class GenerateSettings(Settings):
     """The walk from noise to a clip."""
     guidance: NoGuidance = NoGuidance()
     """How a reference steers the walk besides the LoRAs."""
+    reference: Path | None = None
+    """The clip whose motion the guidance takes, used frame by frame: of as many frames and of the same size."""
     out: Path = Path("runs/generate")
     """Folder for the clips, and beside each a JSON file that says how it was made."""
     suffix: Literal["mp4", "gif", "webp"] = "mp4"

@@ -72,7 +72,7 @@ def test_a_shipped_file_names_every_setting_with_a_comment(config: str) -> None:
     path = CONFIGS / f"{config}.yaml"
     values = read_yaml(path)
     for section, cls in SECTIONS.items():
-        of_one_run = {"clip", "caption", "resume"}
+        of_one_run = {"clip", "caption", "resume", "reference"}
         missing = set(flags_of(cls)) - of_one_run - _names(values) - _names(values[section]) - {"guidance"}
         assert not missing, f"{config}.yaml lacks {sorted(missing)} for {section}."
     lines = [line for line in path.read_text().splitlines() if line.strip()]

@@ -4,18 +4,18 @@ Settings classes import no torch; every room is imported when its subcommand run
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, create_model, model_validator
 
 from motionlora.data.errors import InputError, meant
 from motionlora.data.settings import Settings, take_flag
 from motionlora.data.yaml_file import config_path, read_yaml
 from motionlora.heads.settings import HeadSettings
-from motionlora.infer.guide_none import NoGuidance
+from motionlora.infer.guidance_list import guidance_class, guidance_names, guidance_table
 from motionlora.infer.settings import GenerateSettings
 from motionlora.train.settings import TrainSettings
 
@@ -79,6 +79,15 @@ class HeadsSettings(Settings):
     """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU."""
     cache: Path | None = Path("runs/cache")
     """Latents and prompts are kept here, found by content; none computes them anew."""
+
+
+class GuidanceListSettings(Settings):
+    """Which walk the costs are told for."""
+
+    steps: int = Field(default=50, ge=1)
+    """Steps of the walk, two forwards each (Wan 2.1: 50)."""
+    blocks: int = Field(default=30, ge=1)
+    """Blocks of the model (Wan 2.1 1.3B: 30, 14B: 40; tiny: 6)."""
 
 
 class LoraInspectSettings(Settings):
@@ -150,6 +159,11 @@ def generate(settings: GenerateSettings) -> None:
     generate(settings)
 
 
+def guidance_list(settings: GuidanceListSettings) -> None:
+    """Prints every guidance with its cost."""
+    print(guidance_table(settings.steps, settings.blocks))
+
+
 def lora_inspect(settings: LoraInspectSettings) -> None:
     """Prints what a LoRA file holds and how it was made."""
     from motionlora.heads.lora_file import inspect_lora
@@ -197,6 +211,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "heads": Subcommand("Find the temporal heads of a model on a clip; save the map.", HeadsSettings, heads, "tiny"),
     "train": Subcommand("Learn the motion of a clip as a LoRA.", TrainSettings, train, "tiny", "train"),
     "generate": Subcommand("Make new clips, with any LoRAs.", GenerateSettings, generate, "tiny", "generate"),
+    "guidance list": Subcommand(
+        "Name the ways in which a reference clip can steer `generate`.", GuidanceListSettings, guidance_list
+    ),
     "lora inspect": Subcommand(
         "Say what a file holds: lora inspect FILE.", LoraInspectSettings, lora_inspect, file="file"
     ),
@@ -207,7 +224,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 SECTIONS: dict[str, type[BaseModel]] = {
     subcommand.section: subcommand.settings for subcommand in SUBCOMMANDS.values() if subcommand.section
 }
-GUIDANCES: dict[str, type[Settings]] = {"none": NoGuidance}
+GUIDANCES = guidance_names()
 """Every way to steer a walk, which is its own settings class; `--guidance NAME` chooses before tyro sees the class."""
 
 
@@ -222,9 +239,16 @@ def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tup
     given = section.get("guidance") if isinstance(section, dict) else None
     name = chosen or str(given.get("name", "none") if isinstance(given, dict) else "none")
     if name not in GUIDANCES:
-        names = list(GUIDANCES)
+        names = GUIDANCES
         raise InputError(f"there is no guidance {name!r}: name one of {', '.join(names)} ({meant(name, names)}).")
-    base = GUIDANCES[name]
+    base = guidance_class(name)
     tag: Any = (Literal[name], Field(default=name, description="Chosen by --guidance NAME."))
-    concrete = create_model(base.__name__, __base__=base, __doc__=base.__doc__, name=tag)
+
+    def own(values: Any) -> Any:
+        """Without the file's settings for another guidance than the one chosen."""
+        foreign = isinstance(values, Mapping) and values.get("name", name) != name
+        return {} if foreign else values
+
+    checks: Any = {"own": model_validator(mode="before")(own)}
+    concrete = create_model(base.__name__, __base__=base, __doc__=base.__doc__, __validators__=checks, name=tag)
     return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, guidance=(concrete, concrete())), rest
