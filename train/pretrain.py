@@ -1,4 +1,4 @@
-"""How the embedded tiny Wan was made, end to end: `python -m motionlora.train.pretrain`.
+"""How the embedded tiny Wan was made, end to end: `torchrun --nproc_per_node 2 -m motionlora.train.pretrain`.
 
 The VAE's encoder is written down (`block_codec.py`), so that the transformer trains on exact latents of endless random
 sprite scenes without ever running it: single frames first (appearance is cheap there), then 17 frames, then all 49. The
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
@@ -34,9 +35,9 @@ SHIFT = 2.0
 class Recipe:
     """What is trained, where, and for how long.
 
-    The embedded model had as many steps as the defaults, but in three runs, each resumed with another end: 600 steps
-    of a plan of 900 + 900 + 900, on to 2 300 of 800 + 750 + 750, on to 3 450. Its learning rate fell to 0 twice, so
-    the defaults in one run make a similar model, not the same one.
+    Steps are those of each of two processes, whose gradients are averaged. The embedded model had as many steps as the
+    defaults, but its plan was cut three times on the way (6 400, 5 000, 4 400, then 4 000 steps, at steps 800, 2 000
+    and 3 400), so the defaults in one run make a similar model, not the same one.
     """
 
     work: Path = Path("runs/pretrain")
@@ -45,9 +46,9 @@ class Recipe:
     """The diffusers folder that is written at the end."""
     parts: tuple[Literal["transformer", "decoder", "write"], ...] = ("transformer", "decoder", "write")
     """What to do, in this order."""
-    image_steps: int = 800
-    short_steps: int = 750
-    full_steps: int = 1_900
+    image_steps: int = 1_500
+    short_steps: int = 1_200
+    full_steps: int = 1_300
     lr: float = 4e-3
     seed: int = 0
 
@@ -124,8 +125,9 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
     steps = recipe.image_steps + recipe.short_steps + recipe.full_steps
     modules = {"net": net, "average": average}
     progress = Progress(recipe.work / "wan", modules, *_optimizers(net, recipe.lr), steps, recipe.lr, warmup=100)
+    rank = dist.get_rank() if dist.is_initialized() else 0
     for step in () if finished else progress:
-        generator = np.random.default_rng((recipe.seed, step))
+        generator = np.random.default_rng((recipe.seed, step, rank))
         latent, captions = draw(recipe, step, generator)
         embeds, bias = text(["" if generator.random() < 0.1 else caption for caption in captions])
         for processor in folded:
@@ -144,10 +146,10 @@ def draw(recipe: Recipe, step: int, generator: np.random.Generator) -> tuple[Ten
     """The batch of a step: single frames; then 17 frames, some of them fast; then 49, with both mixed in."""
     short, full = recipe.image_steps, recipe.image_steps + recipe.short_steps
     if step < short or step % 6 == 0:
-        return scenes(48, generator, frames=1)
+        return scenes(40, generator, frames=1)
     if step < full or step % 6 == 3:
-        return scenes(10, generator, frames=17, fastest=3.0)
-    return scenes(4, generator, frames=FRAMES)
+        return scenes(8, generator, frames=17, fastest=3.0)
+    return scenes(3, generator, frames=FRAMES)
 
 
 def scenes(
@@ -209,4 +211,7 @@ made from a word list, Euler scheduler with shift {SHIFT}. Clips of 64 x 64 pixe
 
 
 if __name__ == "__main__":
+    if dist.is_torchelastic_launched():
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo")
     make(tyro.cli(Recipe))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,8 +34,9 @@ class Progress:
             self._load()
 
     def __iter__(self) -> Iterator[int]:
-        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, mininterval=5)
-        self.log = (self.folder / "log.jsonl").open("a")
+        first = not (dist.is_initialized() and dist.get_rank())
+        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=not first)
+        self.log = (self.folder / "log.jsonl" if first else Path(os.devnull)).open("a")
         self.started = time.perf_counter()
         while self.step < self.steps:
             for optimizer in self.optimizers:
@@ -57,6 +59,7 @@ class Progress:
         """Backward, clip, optimiser step; one line in the log."""
         loss.backward()
         parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+        _average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"the gradient is not finite at step {self.step} of {self.folder.name}")
@@ -70,6 +73,8 @@ class Progress:
         self.bar.set_postfix({key: f"{value:.3g}" for key, value in row.items() if key not in ("step", "seconds")})
 
     def _save(self) -> None:
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
         tensors = {f"{n}.{k}": v.contiguous() for n, m in self.modules.items() for k, v in m.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
             for index, entry in optimizer.state_dict()["state"].items():
@@ -96,3 +101,14 @@ class Progress:
                     _, index, field = key.split(".")
                     state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """The mean over processes, where there are several: each then takes the same step."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
