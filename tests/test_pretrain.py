@@ -1,6 +1,8 @@
 """What the embedded model's recipe stands on: exact encoder, exact pads, exact resuming, orthogonal updates."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +201,27 @@ def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
     assert updates[0].square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.25)
     assert (updates[0] * gradient).sum() < 0
     torch.testing.assert_close(*updates, rtol=1e-3, atol=1e-5)
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from motionlora.train.progress import Progress
+dist.init_process_group("gloo")
+rank, module = dist.get_rank(), torch.nn.Linear(3, 1, bias=False)
+torch.nn.init.zeros_(module.weight)
+progress = Progress(Path(sys.argv[1]), {"m": module}, torch.optim.SGD(module.parameters(), lr=0.1), 1, 0.1, warmup=1)
+for _ in progress:
+    progress.update((module.weight * (rank + 1)).sum(), {}, clip=100.0)
+torch.save(module.weight.detach(), f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+def test_two_processes_take_the_step_of_their_mean_gradient_and_one_of_them_writes(tmp_path: Path) -> None:
+    script, folder = tmp_path / "two.py", tmp_path / "run"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(script), str(folder)], check=True, capture_output=True)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(folder / f"{rank}.pt"), torch.full((1, 3), -0.1 * 1.5))
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 1
