@@ -9,6 +9,7 @@ the caption alone, no classifier-free guidance, and end after the block.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -49,13 +50,13 @@ class FeatureGuidance(GuidanceSettings):
     inject: Injection = Injection(blocks=())
     """KV injection beside it (DiTFlow: block 0); none by default, so that the loss is seen alone."""
 
+    @abstractmethod
     def target(self, features: Features) -> Target:
         """What the loss compares with, from the reference's features."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, features: Features, target: Target) -> Float[Tensor, " b"]:
         """Of each clip of the batch."""
-        raise NotImplementedError
 
     def depth(self, blocks: int) -> int:
         """The block, of a model of so many."""

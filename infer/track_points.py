@@ -128,12 +128,3 @@ def grid_points(height: int, width: int, side: int) -> Points:
     margin = width / 64
     rows, columns = (np.linspace(margin, size - 1 - margin, side) for size in (height, width))
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
-
-
-def box_of(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """The bounding box of a mask as SMM's and DiTFlow's scripts take it: without its last row and column."""
-    box = np.zeros_like(mask)
-    rows, columns = np.nonzero(mask)
-    if len(rows):
-        box[rows.min() : rows.max(), columns.min() : columns.max()] = True
-    return box

@@ -39,7 +39,7 @@ from motionlora.infer.measure_motion import (
     velocity_field,
 )
 from motionlora.infer.measure_sprites import is_camera, motion_r2, true_motion
-from motionlora.infer.track_points import OpticalFlowTracker, Tracks, box_of, colours_at, grid_points
+from motionlora.infer.track_points import OpticalFlowTracker, Tracks, colours_at, grid_points
 
 FRAMES = 25
 TIME = np.arange(float(FRAMES))[:, None]
@@ -356,13 +356,6 @@ def test_the_hybrid_fidelity_sees_the_order_of_frames() -> None:
     assert mf_frechet(paths, paths, 64, 64) == pytest.approx(1)
     assert mf_frechet(paths[:, ::-1], paths, 64, 64) == pytest.approx(0.5 * np.exp(-size) - 0.5)
     assert mf_frechet(paths + np.array([6.4, 0]), paths, 64, 64) == pytest.approx(0.5 * np.exp(-0.1) + 0.5)
-
-
-def test_the_box_of_a_mask_lacks_its_last_row_and_column() -> None:
-    mask = np.zeros((9, 9), bool)
-    mask[2, 3] = mask[5, 7] = True
-    assert np.argwhere(box_of(mask)).tolist() == [[y, x] for y in range(2, 5) for x in range(3, 7)]
-    assert not box_of(np.zeros((4, 4), bool)).any()
 
 
 def noise_pan(path: np.ndarray, *, height: int = 48, width: int = 64) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from motionlora.data.sprites import random_scene, render
@@ -206,6 +207,7 @@ def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
+from safetensors.torch import save_file
 from motionlora.train.progress import Progress
 dist.init_process_group("gloo")
 rank, module = dist.get_rank(), torch.nn.Linear(3, 1, bias=False)
@@ -213,7 +215,7 @@ torch.nn.init.zeros_(module.weight)
 progress = Progress(Path(sys.argv[1]), {"m": module}, torch.optim.SGD(module.parameters(), lr=0.1), 1, 0.1, warmup=1)
 for _ in progress:
     progress.update((module.weight * (rank + 1)).sum(), {}, clip=100.0)
-torch.save(module.weight.detach(), f"{sys.argv[1]}/{rank}.pt")
+save_file({"weight": module.weight.detach()}, f"{sys.argv[1]}/{rank}.safetensors")
 """
 
 
@@ -223,5 +225,6 @@ def test_two_processes_take_the_step_of_their_mean_gradient_and_one_of_them_writ
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(folder)], check=True, capture_output=True)
     for rank in (0, 1):
-        torch.testing.assert_close(torch.load(folder / f"{rank}.pt"), torch.full((1, 3), -0.1 * 1.5))
+        weight = load_file(folder / f"{rank}.safetensors")["weight"]
+        torch.testing.assert_close(weight, torch.full((1, 3), -0.1 * 1.5))
     assert len((folder / "log.jsonl").read_text().splitlines()) == 1

@@ -24,7 +24,7 @@ from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write
 from motionlora.train.block_codec import Z, normalised, raw_latent
 from motionlora.train.muon import Muon
 from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
-from motionlora.train.progress import Progress
+from motionlora.train.progress import Progress, process
 
 WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
 TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
@@ -125,9 +125,8 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
     steps = recipe.image_steps + recipe.short_steps + recipe.full_steps
     modules = {"net": net, "average": average}
     progress = Progress(recipe.work / "wan", modules, *_optimizers(net, recipe.lr), steps, recipe.lr, warmup=100)
-    rank = dist.get_rank() if dist.is_initialized() else 0
     for step in () if finished else progress:
-        generator = np.random.default_rng((recipe.seed, step, rank))
+        generator = np.random.default_rng((recipe.seed, step, process()))
         latent, captions = draw(recipe, step, generator)
         embeds, bias = text(["" if generator.random() < 0.1 else caption for caption in captions])
         for processor in folded:
@@ -175,7 +174,7 @@ def make(recipe: Recipe) -> None:
         train_transformer(recipe)
     if "decoder" in recipe.parts:
         train_decoder(recipe.work, DecoderRecipe())
-    if "write" in recipe.parts:
+    if "write" in recipe.parts and process() == 0:
         write(recipe)
 
 
@@ -215,3 +214,5 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
     make(tyro.cli(Recipe))
+    if dist.is_initialized():
+        dist.destroy_process_group()

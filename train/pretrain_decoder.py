@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from motionlora.data.sprites import SIZE, random_scene, render
 from motionlora.train.block_codec import latent_statistics, new_vae, raw_latent
-from motionlora.train.progress import Progress
+from motionlora.train.progress import Progress, process
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def train_decoder(folder: Path, recipe: DecoderRecipe, *, finished: bool = False
     scale = torch.tensor(latent_statistics()[1]).view(-1, 1, 1, 1)
     with fast_norms():
         for step in progress:
-            generator = np.random.default_rng((recipe.seed, step))
+            generator = np.random.default_rng((recipe.seed, step, process()))
             pixels, latents = batch_of(recipe, step, generator)
             noise = torch.from_numpy(generator.standard_normal(latents.shape, dtype=np.float32))
             error = decoded(vae, latents + recipe.noise * scale * noise) - pixels

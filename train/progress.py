@@ -17,8 +17,9 @@ from tqdm import tqdm
 class Progress:
     """Iterates over the steps that are left; `update` takes the loss, does the optimiser step, logs and saves.
 
-    Cosine decay to zero after a linear warm-up. The state (weights, moments, step) is one safetensors file, written to
-    a temporary name and renamed, so a killed run resumes where it last saved.
+    Cosine decay to zero after a linear warm-up. Under torchrun all processes take the step of their mean gradient. The
+    state (weights, moments, step) is one safetensors file, written to a temporary name and renamed, so a killed run
+    resumes where it last saved.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class Progress:
             self._load()
 
     def __iter__(self) -> Iterator[int]:
-        first = not (dist.is_initialized() and dist.get_rank())
-        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=not first)
-        self.log = (self.folder / "log.jsonl" if first else Path(os.devnull)).open("a")
+        silent = process() > 0
+        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=silent)
+        self.log = (Path(os.devnull) if silent else self.folder / "log.jsonl").open("a")
         self.started = time.perf_counter()
         while self.step < self.steps:
             for optimizer in self.optimizers:
@@ -73,7 +74,7 @@ class Progress:
         self.bar.set_postfix({key: f"{value:.3g}" for key, value in row.items() if key not in ("step", "seconds")})
 
     def _save(self) -> None:
-        if dist.is_initialized() and dist.get_rank() > 0:
+        if process() > 0:
             return
         tensors = {f"{n}.{k}": v.contiguous() for n, m in self.modules.items() for k, v in m.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
@@ -101,6 +102,11 @@ class Progress:
                     _, index, field = key.split(".")
                     state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def process() -> int:
+    """The number of this process among those that train together: 0 writes, and is the only one without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
