@@ -27,7 +27,7 @@ from motionlora.heads.lora_layers import (
     activate,
     active,
     adapter_layers,
-    check_fit,
+    check_all_fit,
     check_known,
     check_name,
     check_request,
@@ -234,8 +234,8 @@ def attach(
 def load_into(transformer: nn.Module, lora: MotionLora, name: str, strength: float = 1.0) -> None:
     """Adds a finished LoRA to a model, frozen, beside the adapters that are there: W + strength * alpha / rank * b a.
 
-    Any linear module of the model may be in it (feed-forward, cross-attention), with any rank. No masks are needed: the
-    zeros in the weights carry them. All of its tensors are used, or nothing is changed.
+    Any linear module of the model may be in it (feed-forward, cross-attention), with any rank, made at any frames and
+    size, but at this width. No masks are needed: the zeros carry them. All its tensors are used, or nothing is changed.
 
     Args:
         strength: 1 as trained, 0 off; Follow-Your-Motion's temporal LoRA is used at 0.5.
@@ -248,8 +248,7 @@ def load_into(transformer: nn.Module, lora: MotionLora, name: str, strength: flo
     check_strengths({name: strength})
     check_unfused(model)
     modules = lora.modules()
-    for module, (a, b) in modules.items():
-        check_fit(model, module, a, b)
+    check_all_fit(model, modules)
     inject(model, name, {module: a.shape[0] for module, (a, _) in modules.items()}, scale=lora.alpha / lora.rank)
     layers = adapter_layers(model, name)
     if layers.keys() != modules.keys():

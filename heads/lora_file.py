@@ -1,4 +1,4 @@
-"""Read and write LoRA files in the layouts that users load; inspect.
+"""Read LoRA files in every layout that is in circulation, and write them in those that users load.
 
 Letters: r rank, i inputs, o outputs; a "r i" and b "o r".
 """
@@ -9,12 +9,12 @@ import contextlib
 import difflib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,23 +22,40 @@ from torch import Tensor
 from motionlora.data.settings import InputError, NumbersError, StorageError
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLora
-from motionlora.heads.lora_layouts import AS_LAYOUT, Layout, layout_of, normalised, number
+from motionlora.heads.lora_layouts import Layout, layout_of, normalised
+from motionlora.heads.lora_strength import FORMAT, Alpha, Strength, strength_of
+from motionlora.heads.lora_write import AS_LAYOUT, Written, number
 
-FORMAT = "motionlora.lora/1"
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HEADER_LIMIT = 100 * 2**20
+"""Bytes of a safetensors header that are read: the library's own limit; the header of a large LoRA has a few 100 KB."""
 
 
-def save_lora(lora: MotionLora, path: str | Path, layout: Layout = "native") -> None:
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """A LoRA file as it is: layout, factors (a, b) by our names of the modules, strength, header."""
+
+    path: Path
+    layout: Layout
+    modules: Mapping[str, tuple[Tensor, Tensor]]
+    strength: Strength
+    header: Mapping[str, str]
+
+
+def save_lora(lora: MotionLora, path: str | Path, layout: Written = "native", precision: Precision = "fp32") -> None:
     """Writes a LoRA as safetensors; equal LoRAs give equal bytes, and either the whole file appears or nothing changes.
 
     Args:
         lora: its provenance, head map and stage go into the header as flat strings `motion.*`.
         path: the file; its folder is made.
         layout: "native" for diffusers and ComfyUI alike; "diffusers" keeps alpha; "kohya" only for a LoRA that has all
-            ten modules of every block, since diffusers fails on others.
+            ten modules of every block (`motionlora.heads.lora_write.padded`), since diffusers fails on others.
+        precision: of the numbers; training works in fp32, and bf16 or fp16 halve the file and round.
 
     Raises:
         InputError: an unknown layout, or one that cannot hold this LoRA.
-        NumbersError: a NaN or infinite weight: nothing is written.
+        NumbersError: a weight that is NaN or infinite, also by the range of fp16: nothing is written.
         StorageError: the file cannot be written.
     """
     if layout not in AS_LAYOUT:
@@ -49,21 +66,36 @@ def save_lora(lora: MotionLora, path: str | Path, layout: Layout = "native") -> 
         if not torch.isfinite(value).all():
             raise NumbersError(f"{key} of the LoRA has NaN or infinite numbers: not saved; lower the learning rate.")
     tensors, extra = AS_LAYOUT[layout](lora)
-    header = {**_header(lora, Path(path).stem), **extra}
-    _replace(Path(path), _serialised(tensors, header))
+    rounded = {key: value.to(DTYPES[precision]) if value.ndim else value for key, value in tensors.items()}
+    for key, value in rounded.items():
+        if not torch.isfinite(value).all():
+            raise NumbersError(f"{key} of the LoRA is beyond the range of {precision}: not saved; choose fp32 or bf16.")
+    _replace(Path(path), _serialised(rounded, {**_header(lora, Path(path).stem), **extra}))
 
 
-def load_lora(path: str | Path) -> MotionLora:
-    """Reads a LoRA of any of the three layouts, whoever wrote it, as fp32.
+def load_lora(path: str | Path, alpha: Alpha = None) -> MotionLora:
+    """Reads a LoRA of any layout in `motionlora.heads.lora_layouts`, whoever wrote it, as fp32.
 
     One scale for all modules stays as `alpha`; differing scales are folded into b, so that alpha equals the rank.
 
+    Args:
+        alpha: what it was trained with ("rank": equal to the rank), for a file that does not say it; it is believed
+            against a file that says otherwise.
+
     Raises:
-        InputError: no such file, a damaged one, another layout, a tensor that is no plain LoRA weight, a NaN.
+        InputError: no such file, a damaged one, another layout, a tensor that is no plain LoRA weight, a NaN, or a
+            strength that the file leaves open.
     """
+    file = read_lora(path, alpha)
+    file.strength.refuse_doubt()
+    return as_lora(file)
+
+
+def read_lora(path: str | Path, alpha: Alpha = None) -> LoraFile:
+    """What is in a LoRA file, of known strength or not; otherwise as `load_lora`."""
     tensors, header = _read(Path(path))
     layout = layout_of(path, tensors)
-    weights, scales = normalised(path, tensors, header, layout)
+    weights, alphas = normalised(path, tensors, layout)
     for key, value in weights.items():
         if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             raise InputError(f"{path} has a NaN, infinite or non-float number in {key}: fetch or train it again.")
@@ -71,89 +103,22 @@ def load_lora(path: str | Path) -> MotionLora:
         modules = MotionLora(weights, rank=1, alpha=1.0).modules()
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-    rank = Counter(a.shape[0] for a, _ in modules.values()).most_common(1)[0][0]
+    ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
+    return LoraFile(Path(path), layout, modules, strength_of(Path(path), ranks, alphas, header, alpha), header)
+
+
+def as_lora(file: LoraFile) -> MotionLora:
+    """The LoRA of a file in fp32; one of unknown strength as if alpha were the rank, which only `inspect` may show."""
+    scales = file.strength.scales or dict.fromkeys(file.modules, 1.0)
+    rank = Counter(a.shape[0] for a, _ in file.modules.values()).most_common(1)[0][0]
     common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
     ready: dict[str, Tensor] = {}
-    for module, (a, b) in modules.items():
+    for module, (a, b) in file.modules.items():
         fold = scales[module] / common if len(set(scales.values())) > 1 else 1.0
         ready[f"{module}.lora_A.weight"] = a.float()
         ready[f"{module}.lora_B.weight"] = b.float() if fold == 1.0 else b.float() * fold
-    stage, head_map, provenance = _story(path, header)
+    stage, head_map, provenance = _story(file.path, file.header)
     return MotionLora(ready, rank, rank * common, head_map, stage, provenance)
-
-
-def inspect_lora(path: str | Path) -> str:
-    """What a LoRA file holds, for people: layout, modules, rank, alpha, heads and size of the update by block, header.
-
-    Raises:
-        InputError: as `load_lora`.
-    """
-    tensors, header = _read(Path(path))
-    lora = load_lora(path)
-    modules = lora.modules()
-    ranks = sorted({a.shape[0] for a, _ in modules.values()})
-    kinds = Counter(re.sub(r"^blocks\.\d+\.", "", module) for module in modules)
-    lines = [
-        f"{path}: {Path(path).stat().st_size:,} bytes",
-        f"layout   {layout_of(path, tensors)}",
-        f"stage    {lora.stage}",
-        f"modules  {len(modules)}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
-        f"rank     {', '.join(map(str, ranks))}, alpha {lora.alpha:g} (update = {lora.alpha / lora.rank:g} * b a)",
-        f"numbers  {sum(value.numel() for value in tensors.values()):,}",
-        "",
-        "block  norm of the update  heads touched",
-        *_block_lines(lora, modules),
-        "",
-        "header",
-        *(f"  {key} = {value if len(value) <= 160 else value[:157] + '...'}" for key, value in sorted(header.items())),
-    ]
-    return "\n".join(lines)
-
-
-def touched_heads(lora: MotionLora, heads: int) -> dict[int, list[int]]:
-    """Block -> heads whose rows of q, k, v or columns of o are not all zero; the mask as the file itself shows it.
-
-    Args:
-        heads: heads of a block.
-    """
-    found: dict[int, set[int]] = {}
-    for module, (a, b) in lora.modules().items():
-        match = re.fullmatch(r"blocks\.(\d+)\.attn1\.(to_q|to_k|to_v|to_out\.0)", module)
-        if match:
-            side = a.any(dim=0) if match[2] == "to_out.0" else b.any(dim=1)
-            if len(side) % heads:
-                raise InputError(
-                    f"{module} has {len(side)} channels, which {heads} heads cannot share: give its heads."
-                )
-            by_head = side.reshape(heads, -1).any(dim=1)
-            found.setdefault(int(match[1]), set()).update(by_head.nonzero()[:, 0].tolist())
-    return {block: sorted(chosen) for block, chosen in sorted(found.items())}
-
-
-def _block_lines(lora: MotionLora, modules: Mapping[str, tuple[Tensor, Tensor]]) -> list[str]:
-    """One line a block. The Frobenius norm of b a comes from two r x r products: |b a|^2 = tr(b' b a a')."""
-    squares: Counter[str] = Counter()
-    for module, (a, b) in modules.items():
-        match = re.match(r"blocks\.(\d+)\.", module)
-        product = ((b.double().T @ b.double()) * (a.double() @ a.double().T)).sum().item()
-        squares[match[1] if match else "other"] += (lora.alpha / lora.rank) ** 2 * max(product, 0.0)  # pyright: ignore
-    per_block = _heads_per_block(lora)
-    touched = touched_heads(lora, per_block) if per_block else {}
-    order = sorted(squares, key=lambda block: (not block.isdigit(), int(block) if block.isdigit() else 0))
-    unknown = "?" if not per_block else "-"
-    return [
-        f"{block:>5}  {squares[block] ** 0.5:18.4g}  "
-        + (" ".join(map(str, touched.get(int(block), []) if block.isdigit() else [])) or unknown)
-        for block in order
-    ]
-
-
-def _heads_per_block(lora: MotionLora) -> int | None:
-    if lora.head_map is not None:
-        return lora.head_map.heads
-    heads = lora.provenance.get("heads")
-    count = heads.get("per_block") if isinstance(heads, Mapping) else None
-    return count if isinstance(count, int) and count > 0 else None
 
 
 def _header(lora: MotionLora, title: str) -> dict[str, str]:
@@ -224,9 +189,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _refuse_long_header(path)
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror or error}): give a LoRA file.") from None
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
@@ -234,6 +202,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not tensors:
         raise InputError(f"{path} holds no tensor: give a LoRA file.")
     return tensors, header
+
+
+def _refuse_long_header(path: Path) -> None:
+    """The first eight bytes claim how long the header is; a false claim must not cost the memory that it names."""
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if claimed > HEADER_LIMIT:
+        raise InputError(
+            f"{path} claims a header of {claimed / 2**30:,.1f} GiB, and {HEADER_LIMIT >> 20} MiB are allowed: it is "
+            "damaged or no safetensors file; fetch or train it again."
+        )
 
 
 def _serialised(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

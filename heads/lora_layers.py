@@ -106,6 +106,34 @@ def check_known(model: nn.Module, names: Iterable[str]) -> None:
             raise InputError(f"The model has no adapter {name!r}; it has {', '.join(have) or 'none'}: load it first.")
 
 
+WIDTHS = {1536: "Wan 2.1 1.3B", 5120: "Wan 2.1 14B"}
+"""What is known by its width."""
+
+
+def check_width(width: int, modules: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """InputError naming both widths where a LoRA was made for a model of another one.
+
+    Frames, height and width of the clip do not matter: no weight of Wan depends on the number of tokens.
+    """
+    for module, (a, b) in modules.items():
+        if not re.fullmatch(r"blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)", module):
+            continue
+        if a.shape[1] == b.shape[0] != width:
+            made, have = (f"{wide}{f' ({WIDTHS[wide]})' if wide in WIDTHS else ''}" for wide in (a.shape[1], width))
+            raise InputError(
+                f"The LoRA was made for a model of width {made}, and this model has width {have}: a LoRA fits no other "
+                "width, so choose that model, or train one on this."
+            )
+
+
+def check_all_fit(model: nn.Module, modules: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Every module of a LoRA belongs to this model and is finite; of another width, both widths are named."""
+    layers: Any = model.get_submodule("blocks")
+    check_width(layers[0].attn1.to_q.in_features, modules)
+    for module, (a, b) in modules.items():
+        check_fit(model, module, a, b)
+
+
 def check_fit(model: nn.Module, module: str, a: Tensor, b: Tensor) -> None:
     """The factors of one module belong to this model and are finite."""
     blocks = len(model.get_submodule("blocks"))  # pyright: ignore[reportArgumentType]

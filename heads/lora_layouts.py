@@ -1,30 +1,23 @@
-"""Names of LoRA weights in the layouts that users load, and what each says about alpha; no files here.
+"""Names of LoRA weights in every layout that is in circulation for Wan, and how each is told; no files here.
 
-native: `diffusion_model.blocks.N.self_attn.q.lora_A.weight`, which diffusers and ComfyUI both load right as long as
-alpha equals the rank, so alpha is folded into b. diffusers: `transformer.blocks.N.attn1.to_q.lora_A.weight` with five
-fields of metadata. kohya: `lora_unet_blocks_N_self_attn_q.lora_down.weight` with `.alpha`.
+A layout is a prefix and a family of module names: native (`blocks.N.self_attn.q`, as the published code of Wan has
+them), those of diffusers (`blocks.N.attn1.to_q`), or native ones with every "." as "_". Which prefix goes with which
+names was read in the files that other trainers write and in what diffusers and ComfyUI accept.
 
 Letters: r rank, i inputs, o outputs; a "r i" and b "o r".
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from motionlora.data.settings import InputError
-from motionlora.heads.lora import MotionLora
-
-Layout: TypeAlias = Literal["native", "diffusers", "kohya"]
-METADATA = "lora_adapter_metadata"
-"""Header key in which diffusers keeps ranks and alphas."""
 
 IN_BLOCK = {
     "self_attn.q": "attn1.to_q",
@@ -50,164 +43,162 @@ OUTSIDE = {
     "time_projection.1": "condition_embedder.time_proj",
     "head.head": "proj_out",
 }
-ACCEPTED = (
-    "diffusion_model.blocks.N.self_attn.q.lora_A.weight (native), transformer.blocks.N.attn1.to_q.lora_A.weight "
-    "(diffusers) and lora_unet_blocks_N_self_attn_q.lora_down.weight (kohya)"
-)
 
 
-def layout_of(path: str | Path, tensors: Mapping[str, Tensor]) -> Layout:
-    prefixes: dict[Layout, str] = {
-        "native": "diffusion_model.",
-        "diffusers": "transformer.",
-        "kohya": "lora_unet_blocks_",
-    }
-    for layout, prefix in prefixes.items():
-        if all(key.startswith(prefix) for key in tensors):
-            return layout
-    odd = next((key for key in tensors if not key.startswith(tuple(prefixes.values()))), None)
-    came = f"has the key {odd}" if odd else "mixes layouts"
-    raise InputError(f"{path} {came}, which is no layout we read: {ACCEPTED} are accepted, one in a file.")
+def from_native(name: str) -> str | None:
+    """Our name of `blocks.N.self_attn.q` and the like; None where there is no such module."""
+    match = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
+    ours = IN_BLOCK.get(match[2]) if match else OUTSIDE.get(name)
+    return None if ours is None else (match[1] if match else "") + ours
 
 
-def normalised(
-    path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Weights under our names in the order of blocks, and alpha / rank of every module."""
-    weights: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for key, value in tensors.items():
-        match = re.fullmatch(r"(.+?)\.(?:lora_(A|B|down|up)(?:\.default)?\.weight|(alpha))", key)
-        module = _module_name(match[1], layout) if match else None
-        if not match or module is None:
-            raise InputError(f"{path} has the tensor {key}, which is no plain LoRA weight of a Wan module: {ACCEPTED}.")
-        if match[3]:
-            if value.numel() != 1 or not torch.isfinite(value.float()).all():
-                raise InputError(f"{path} has an alpha {key} that is not one finite number: fetch or train it again.")
-            alphas[module] = float(value)
-        else:
-            weights[f"{module}.lora_{'A' if match[2] in ('A', 'down') else 'B'}.weight"] = value
-    orphans = [module for module in alphas if f"{module}.lora_A.weight" not in weights]
-    if orphans or len(weights) + len(alphas) < len(tensors):
-        came = f"an alpha but no weight for {orphans[0]}" if orphans else "the same weight under two names"
-        raise InputError(f"{path} has {came}: fetch or train it again.")
-    ordered = dict(sorted(weights.items(), key=lambda item: _place(item[0])))
-    downs = {key.removesuffix(".lora_A.weight"): value for key, value in ordered.items() if "lora_A" in key}
-    return ordered, _scales(path, downs, alphas, header)
+def from_flat(name: str) -> str | None:
+    """Our name of `blocks_N_self_attn_q` and the like."""
+    match = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    flat = {native.replace(".", "_"): ours for native, ours in (IN_BLOCK if match else OUTSIDE).items()}
+    ours = flat.get(match[2] if match else name)
+    return None if ours is None else (f"blocks.{match[1]}." if match else "") + ours
 
 
-def _scales(
-    path: str | Path, downs: Mapping[str, Tensor], alphas: Mapping[str, float], header: Mapping[str, str]
-) -> dict[str, float]:
-    """alpha / rank: from `.alpha` tensors, else from diffusers' metadata, else 1 as every loader has it."""
-    ranks = {module: a.shape[0] if a.ndim else 1 for module, a in downs.items()}
-    if alphas or METADATA not in header:
-        return {module: alphas.get(module, rank) / max(rank, 1) for module, rank in ranks.items()}
-    try:
-        fields = {key.removeprefix("transformer."): value for key, value in json.loads(header[METADATA]).items()}
-        patterned = fields.get("alpha_pattern") or {}
-        default = float(fields["lora_alpha"])
-        power = 0.5 if fields.get("use_rslora") else 1.0
-        scales = {module: _by_pattern(patterned, module, default) / rank**power for module, rank in ranks.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
-        raise InputError(
-            f"{path} has damaged {METADATA} ({error!r}): its strength is unknown; save it again."
-        ) from None
-    if not all(map(math.isfinite, scales.values())):
-        raise InputError(f"{path} has an infinite alpha in {METADATA}: its strength is unknown; save it again.")
-    return scales
+def from_diffusers(name: str) -> str | None:
+    """Our names are those of diffusers."""
+    match = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    return name if (match[1] in IN_BLOCK.values() if match else name in OUTSIDE.values()) else None
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: float) -> float:
-    """The value of the first pattern that a module ends in, as peft matches them."""
-    return float(next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default))
-
-
-def _module_name(name: str, layout: Layout) -> str | None:
-    """Our name of a module from its name in a file; None where there is no such module."""
-    if layout == "diffusers":
-        return name.removeprefix("transformer.")
-    if layout == "native":
-        inner = name.removeprefix("diffusion_model.")
-        match = re.fullmatch(r"(blocks\.\d+\.)(.+)", inner)
-        ours = IN_BLOCK.get(match[2]) if match else OUTSIDE.get(inner)
-        return None if ours is None else (match[1] if match else "") + ours
-    match = re.fullmatch(r"lora_unet_blocks_(\d+)_(.+)", name)
-    flat = {native.replace(".", "_"): ours for native, ours in IN_BLOCK.items()}
-    return f"blocks.{match[1]}.{flat[match[2]]}" if match and match[2] in flat else None
-
-
-def _place(key: str) -> tuple[int, int, str]:
-    match = re.match(r"blocks\.(\d+)\.(.+)\.lora_[AB]\.weight$", key)
-    names = list(IN_BLOCK.values())
-    if not match:
-        return 1 << 30, 0, key
-    return int(match[1]), names.index(match[2]) if match[2] in names else len(names), key
-
-
-def _folded(lora: MotionLora) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> (a, b) with alpha / rank in b, so that a reader who takes alpha for the rank is right."""
-    scale = lora.alpha / lora.rank
-    return {module: (a, b if scale == 1.0 else b * scale) for module, (a, b) in lora.modules().items()}
-
-
-def _as_native(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors: dict[str, Tensor] = {}
-    for module, (a, b) in _folded(lora).items():
-        tensors[f"diffusion_model.{_native_name(module)}.lora_A.weight"] = a
-        tensors[f"diffusion_model.{_native_name(module)}.lora_B.weight"] = b
-    return tensors, {"ss_network_alpha": str(lora.rank)}
-
-
-def _as_diffusers(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Only five fields: an unknown field makes an older peft fail."""
-    modules = lora.modules()
-    other = {module: a.shape[0] for module, (a, _) in modules.items() if a.shape[0] != lora.rank}
-    fields = {
-        "r": lora.rank,
-        "lora_alpha": number(lora.alpha),
-        "target_modules": sorted(modules),
-        "rank_pattern": other,
-        "alpha_pattern": {module: number(rank * lora.alpha / lora.rank) for module, rank in other.items()},
-    }
-    text = json.dumps({f"transformer.{field}": value for field, value in fields.items()}, sort_keys=True)
-    return {f"transformer.{key}": value for key, value in lora.weights.items()}, {METADATA: text}
-
-
-def _as_kohya(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    modules = {_native_name(module): pair for module, pair in _folded(lora).items()}
-    blocks = 1 + max((int(name.split(".")[1]) for name in modules if name.startswith("blocks.")), default=0)
-    needed = [f"blocks.{block}.{name}" for block in range(blocks) for name in list(IN_BLOCK)[:10]]
-    wrong = [name for name in needed if name not in modules] + [name for name in modules if name not in needed]
-    if wrong:
-        raise InputError(
-            f"The kohya layout must hold all ten linear modules of every block, or diffusers cannot load it, and "
-            f"{wrong[0]} is {'missing' if wrong[0] in needed else 'none of them'} here: save as native."
-        )
-    tensors: dict[str, Tensor] = {}
-    for name, (a, b) in modules.items():
-        stem = "lora_unet_" + name.replace(".", "_")
-        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = a, b
-        tensors[f"{stem}.alpha"] = torch.tensor(float(a.shape[0]))
-    return tensors, {"ss_network_alpha": str(lora.rank)}
-
-
-AS_LAYOUT: dict[str, Callable[[MotionLora], tuple[dict[str, Tensor], dict[str, str]]]] = {
-    "native": _as_native,
-    "diffusers": _as_diffusers,
-    "kohya": _as_kohya,
-}
-
-
-def _native_name(module: str) -> str:
+def native_name(module: str) -> str:
+    """`blocks.N.self_attn.q` from our `blocks.N.attn1.to_q`; InputError where the layout has no name for a module."""
     match = re.fullmatch(r"(blocks\.\d+\.)(.+)", module)
-    table = IN_BLOCK if match else OUTSIDE
     inner = match[2] if match else module
-    for native, ours in table.items():
+    for native, ours in (IN_BLOCK if match else OUTSIDE).items():
         if ours == inner:
             return (match[1] if match else "") + native
     raise InputError(f"The native layout has no name for {module}: save as diffusers.")
 
 
-def number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)
+@dataclass(frozen=True)
+class Layout:
+    """One way in which LoRA weights are named.
+
+    Attributes:
+        name: what we call it; several spellings may share one.
+        prefix: what every key begins with.
+        module: our name of a module from what stands behind the prefix; None where there is no such module.
+        known: who writes it, and what the two common loaders make of it.
+    """
+
+    name: str
+    prefix: str
+    module: Callable[[str], str | None]
+    known: str
+
+
+LAYOUTS = (
+    Layout(
+        "native",
+        "diffusion_model.",
+        from_native,
+        "as motionlora, diffusion-pipe and ai-toolkit write; diffusers and ComfyUI load it",
+    ),
+    Layout("diffusers", "transformer.", from_diffusers, "as diffusers writes; ComfyUI does not load it"),
+    Layout(
+        "kohya",
+        "lora_unet_",
+        from_flat,
+        "as musubi-tuner writes; ComfyUI loads it, diffusers only with all ten modules of every block",
+    ),
+    Layout("peft", "base_model.model.", from_diffusers, "as peft writes; neither diffusers nor ComfyUI load it"),
+    Layout("peft", "base_model.model.", from_native, "as peft writes; neither diffusers nor ComfyUI load it"),
+    Layout("peft", "", from_diffusers, "peft's keys without a prefix; neither diffusers nor ComfyUI load it"),
+    Layout("diffsynth", "", from_native, "as DiffSynth writes; neither diffusers nor ComfyUI load it"),
+    Layout("diffsynth", "pipe.dit.", from_native, "as DiffSynth writes; neither diffusers nor ComfyUI load it"),
+    Layout(
+        "videox-fun",
+        "lora_unet__",
+        from_flat,
+        "as VideoX-Fun writes; diffusers does not load it, ComfyUI only with block 0's cross_attn.k",
+    ),
+    Layout(
+        "simpletuner",
+        "diffusion_model.",
+        from_diffusers,
+        "diffusers' names behind ComfyUI's prefix, as SimpleTuner's ComfyUI mode writes; neither of the two loads it",
+    ),
+)
+ACCEPTED = (
+    "native (diffusion_model.blocks.N.self_attn.q.lora_A.weight), diffusers (transformer.blocks.N.attn1.to_q...), "
+    "kohya (lora_unet_blocks_N_self_attn_q.lora_down.weight), peft, diffsynth, videox-fun and simpletuner"
+)
+KEY = re.compile(r"(.+?)\.(?:lora_(A|B|down|up)(?:\.default)?(?:\.weight)?|lora\.(down|up)\.weight|(alpha))")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a file: the module under our name; "A", "B" or "alpha"."""
+
+    module: str
+    kind: str
+
+
+def parsed(key: str, layout: Layout) -> Key | None:
+    """What a key names in a layout; None where it is no a, b or alpha of a module of Wan."""
+    match = KEY.fullmatch(key.removeprefix(layout.prefix)) if key.startswith(layout.prefix) else None
+    module = layout.module(match[1]) if match else None
+    if match is None or module is None:
+        return None
+    kind = "alpha" if match[4] else {"A": "A", "down": "A", "B": "B", "up": "B"}[match[2] or match[3]]
+    return Key(module, kind)
+
+
+def layout_of(path: str | Path, tensors: Mapping[str, Tensor]) -> Layout:
+    """The one layout in which every key of a file is a LoRA weight of Wan; InputError naming the first that is not."""
+    known = {key: [layout for layout in LAYOUTS if parsed(key, layout)] for key in tensors}
+    for layout in LAYOUTS:
+        if all(layout in layouts for layouts in known.values()):
+            return layout
+    odd = next((key for key, layouts in known.items() if not layouts), None)
+    if odd is None:
+        one, *others = sorted({layouts[0].name for layouts in known.values()})
+        raise InputError(
+            f"{path} mixes layouts ({one} and {', '.join(others) or 'its other spelling'}), of which loaders find a "
+            "part only: save it anew in one layout."
+        )
+    if any(odd.startswith(layout.prefix) and layout.prefix for layout in LAYOUTS):
+        raise InputError(f"{path} has the tensor {odd}, which is no plain LoRA weight of a Wan module: {ACCEPTED}.")
+    raise InputError(f"{path} has the key {odd}, which is no layout we read: {ACCEPTED} are accepted, one in a file.")
+
+
+def normalised(
+    path: str | Path, tensors: Mapping[str, Tensor], layout: Layout
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Weights under our names in the order of blocks, and what the `.alpha` tensors say by module.
+
+    Raises:
+        InputError: a weight under two names, an alpha without a weight, an alpha that is not one finite number.
+    """
+    weights: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for name, value in tensors.items():
+        key = parsed(name, layout)
+        if key is None:
+            raise RuntimeError(f"{name} is not of the layout {layout.name}: call layout_of first.")
+        if key.kind == "alpha":
+            if value.numel() != 1 or not torch.isfinite(value.float()).all():
+                raise InputError(f"{path} has an alpha {name} that is not one finite number: fetch or train it again.")
+            alphas[key.module] = float(value)
+        else:
+            weights[f"{key.module}.lora_{key.kind}.weight"] = value
+    orphans = [module for module in alphas if f"{module}.lora_A.weight" not in weights]
+    if orphans or len(weights) + len(alphas) < len(tensors):
+        came = f"an alpha but no weight for {orphans[0]}" if orphans else "the same weight under two names"
+        raise InputError(f"{path} has {came}: fetch or train it again.")
+    return dict(sorted(weights.items(), key=lambda item: place(item[0]))), alphas
+
+
+def place(key: str) -> tuple[int, int, str]:
+    """Where a weight of ours stands in the order of blocks."""
+    match = re.match(r"blocks\.(\d+)\.(.+)\.lora_[AB]\.weight$", key)
+    names = list(IN_BLOCK.values())
+    if not match:
+        return 1 << 30, 0, key
+    return int(match[1]), names.index(match[2]) if match[2] in names else len(names), key

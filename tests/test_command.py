@@ -72,7 +72,8 @@ def test_a_shipped_file_names_every_setting_with_a_comment(config: str) -> None:
     path = CONFIGS / f"{config}.yaml"
     values = read_yaml(path)
     for section, cls in SECTIONS.items():
-        of_one_run = {"clip", "caption", "resume", "reference"}
+        of_one_run = {"clip", "caption", "resume", "reference", "clips", "captions", "loras", "rankings", "dry_run"}
+        of_one_run |= {"latents", "positions"}
         missing = set(flags_of(cls)) - of_one_run - _names(values) - _names(values[section]) - {"guidance"}
         assert not missing, f"{config}.yaml lacks {sorted(missing)} for {section}."
     lines = [line for line in path.read_text().splitlines() if line.strip()]
@@ -114,6 +115,11 @@ def test_accelerate_reads_its_files(file: str) -> None:
         (["generate", "--guidance", "nne"], ["'nne'", "did you mean none?"]),
         (["lora", "inspect"], ["--file is missing"]),
         (["lora", "convert", "x", "--out", "y", "--layout", "natve"], ["did you mean native?"]),
+        (["lora", "merge"], ["--files is missing"]),
+        (["lora", "resize", "x", "--out", "y"], ["--rank is missing"]),
+        (["lora", "convert", "x", "--out", "y", "--precision", "fp8"], ["--precision is 'fp8'"]),
+        (["lora", "inspect", "x", "--alpha", "0"], ["above 0, or `rank`"]),
+        (["lora", "verify", "nowhere.safetensors"], ["Cannot read nowhere.safetensors"]),
         (["clip", "sprite", "--out", "x.mp4", "--shape", "sqare"], ["did you mean square?"]),
         (["clip", "sprite", "--out", "x.mp4", "--frames", "48"], ["4k + 1", "45 or 49"]),
         (["clip", "sprite", "--out", "x.mp4", "--motion", "zigzagg"], ["did you mean zigzag?"]),

@@ -18,7 +18,8 @@ from motionlora.data.settings import InputError, NumbersError, StorageError
 from motionlora.heads.backbone import TokenGrid
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLora, attach, load_into, set_strengths, unload
-from motionlora.heads.lora_file import inspect_lora, load_lora, save_lora, touched_heads
+from motionlora.heads.lora_file import load_lora, save_lora
+from motionlora.heads.lora_inspect import inspect_lora, touched_heads
 
 LAYOUTS = ["native", "diffusers"]
 CHOSEN = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]], dtype=bool)
@@ -277,7 +278,8 @@ def test_inspect_tells_heads_and_norms(model: WanTransformer3DModel, tmp_path: P
     save_lora(lora, path)
     said = inspect_lora(path)
     assert touched_heads(load_lora(path), 4) == {0: [0, 3], 2: [1, 2, 3]}
-    for words in ("layout   native", "stage    temporal", "rank     4, alpha 4", "motion.clip_hash = abc", "2 x attn1"):
+    known = ("layout   native", "stage    temporal", "rank     4, alpha 4", "by motionlora's header")
+    for words in (*known, "motion.clip_hash = abc", "2 x attn1"):
         assert words in said
     total = sum((b @ a).square().sum() for module, (a, b) in lora.modules().items() if module.startswith("blocks.2."))
     assert f"    2  {float(total) ** 0.5:18.4g}  1 2 3" in said
@@ -308,10 +310,11 @@ def test_damage_is_refused_wherever_it_strikes(model: WanTransformer3DModel, tmp
 @pytest.mark.parametrize(
     ("prefix", "suffix", "words"),
     [
-        ("blocks.0.self_attn.q", "lora_A.default.weight", r"has the key blocks\.0.* are accepted"),
-        ("base_model.model.blocks.0.attn1.to_q", "lora_A.weight", "has the key base_model"),
-        ("lora_unet__blocks_0_self_attn_q", "lora_down.weight", "has the key lora_unet__blocks"),
-        ("diffusion_model.blocks.0.attn1.to_q", "lora_A.weight", "no plain LoRA weight"),
+        ("model.diffusion_model.blocks.0.self_attn.q", "lora_A.weight", r"has the key model\.diff.* are accepted"),
+        ("unet.blocks.0.attn1.to_q", "lora_A.weight", "has the key unet"),
+        ("transformer.transformer_blocks.0.attn1.to_q", "lora_A.weight", "no plain LoRA weight of a Wan"),
+        ("transformer.blocks.0.attn1.to_q", "lora_B.bias", "no plain LoRA weight"),
+        ("transformer.blocks.0.attn1.to_qkv", "lora_A.weight", "no plain LoRA weight"),
         ("diffusion_model.blocks.0.self_attn.q", "diff_b", "no plain LoRA weight"),
         ("transformer.blocks.0.attn1.to_q", "dora_scale", "no plain LoRA weight"),
         ("transformer.blocks.0.attn1.to_q", "lora_A.weight", r"no .*lora_B\.weight"),
@@ -328,6 +331,7 @@ def test_other_layouts_are_named(tmp_path: Path, prefix: str, suffix: str, words
 def test_odd_contents_are_refused(tmp_path: Path) -> None:
     stem, path = "diffusion_model.blocks.0.self_attn.q", tmp_path / "odd.safetensors"
     good = {f"{stem}.lora_A.weight": torch.ones(4, 48), f"{stem}.lora_B.weight": torch.ones(48, 4)}
+    ours = {"motion.format": "motionlora.lora/1", "motion.head_map": "{}"}
     native, scale = {"lora_adapter_metadata": "{"}, {"lora_adapter_metadata": '{"transformer.lora_alpha": 1e999}'}
     for tensors, header, words in (
         ({**good, f"{stem}.lora_A.weight": torch.full((4, 48), float("nan"))}, None, "NaN"),
@@ -340,7 +344,7 @@ def test_odd_contents_are_refused(tmp_path: Path) -> None:
         ({**good, "transformer.blocks.0.attn1.to_k.lora_A.weight": torch.ones(4, 48)}, None, "mixes layouts"),
         (good, native, "damaged lora_adapter_metadata"),
         (good, scale, "infinite alpha"),
-        (good, {"motion.head_map": "{}"}, "head map"),
+        (good, {**ours, "ss_network_dim": "4", "ss_network_alpha": "4"}, "head map"),
         ({}, None, "no tensor"),
     ):
         save_file(tensors, path, metadata=header)

@@ -18,6 +18,7 @@ from motionlora.heads.wan import WanBackbone
 from motionlora.train import loop
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
 from motionlora.train.journal import Journal
+from motionlora.train.lock import holding
 from motionlora.train.run import TrainResult, train
 from motionlora.train.settings import TrainSettings
 from motionlora.train.stages import check_stride, sparse_clip
@@ -260,29 +261,59 @@ def test_a_checkpoint_is_small_and_holds_no_pickle_and_only_two_are_kept(whole):
         assert sum(sizes.values()) < 3 * 4 * numbers + 60_000
 
 
-def test_a_damaged_checkpoint_names_the_one_before(finished):
+def test_after_damage_the_run_goes_on_from_the_checkpoint_before_and_ends_bit_identical(whole, finished):
     (finished.out / "temporal.safetensors").unlink()
     last = finished.out / "checkpoints" / "temporal-000004"
     (last / "optimizer.safetensors").write_bytes(b"gone")
     with pytest.raises(StorageError, match=r"--resume .*temporal-000003"):
-        train(finished, say=quiet)
+        train(changed(finished, resume=str(last)), say=quiet)
+    told: list[str] = []
+    resumed = train(finished, say=told.append)
+    assert [line for line in told if "temporal-000004 is damaged" in line and "the one before is used" in line]
+    assert equal(weights(resumed, "temporal"), weights(whole, "temporal"))
 
 
-def test_bad_numbers_end_the_run_and_leave_the_good_checkpoint(settings, monkeypatch):
-    step = loop.training_step
+def test_a_second_run_in_the_folder_is_refused_and_touches_nothing(settings):
+    with holding(settings.out, quiet), pytest.raises(InputError, match=r"in use by process \d+ .*--out"):
+        train(settings, say=quiet)
+    assert not settings.out.exists()
+
+
+def spoil(monkeypatch, *steps: int) -> None:
+    """The temporal stage's latents are NaN in these steps, from 0."""
+    step, kept = loop.training_step, []
 
     def spoiled(stage, model, optimizer, at, run, book):
-        if (stage.name, at) == ("temporal", 3):
-            stage.latents.fill_(float("nan"))
+        kept[:] = kept or [stage.latents.clone()]
+        if stage.name == "temporal":
+            stage.latents.copy_(kept[0] if at not in steps else torch.full_like(kept[0], float("nan")))
         return step(stage, model, optimizer, at, run, book)
 
     monkeypatch.setattr(loop, "training_step", spoiled)
-    with pytest.raises(NumbersError, match="step 4"):
-        train(settings, say=quiet)
-    last = checkpoints(settings.out / "checkpoints", "temporal")[-1]
-    assert last.name == "temporal-000003"
-    assert all(weight.isfinite().all() for weight in load_checkpoint(last).lora.values())
+
+
+def test_bad_numbers_in_a_row_end_the_run_and_leave_the_good_checkpoint(settings, monkeypatch):
+    settings = changed(settings, spatial={"steps": 0}, temporal={"steps": 9}, schedule="constant")
+    spoil(monkeypatch, 2, 3, 4, 5)
+    told: list[str] = []
+    with pytest.raises(NumbersError, match=r"at step 5, bad step 3 in a row.*temporal-000004.*temporal\.lr is 0\.01"):
+        train(settings, say=told.append)
+    good = load_checkpoint(settings.out / "checkpoints" / "temporal-000004")
+    assert equal(good.lora, load_checkpoint(settings.out / "checkpoints" / "temporal-000003").lora)
+    assert all(weight.isfinite().all() for weight in (good.lora | good.moments).values())
+    assert len([line for line in told if "which was skipped" in line]) == 2
     assert not (settings.out / "temporal.safetensors").exists()
+
+
+def test_one_bad_step_is_skipped_and_written_down(settings, monkeypatch):
+    settings = changed(settings, spatial={"steps": 0}, temporal={"steps": 3})
+    spoil(monkeypatch, 1)
+    told: list[str] = []
+    result = train(settings, say=told.append)
+    rows = [json.loads(line) for line in (settings.out / "log-temporal.jsonl").read_text().splitlines()]
+    assert [(row["skipped"], row["loss"] is None) for row in rows] == [(0, False), (1, True), (0, False)]
+    assert "1 of 3 steps of the temporal stage were skipped: their numbers were bad." in told
+    assert all(weight.isfinite().all() for weight in weights(result, "temporal").values())
 
 
 def test_all_heads_train_in_the_temporal_stage_alone(settings):

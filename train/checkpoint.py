@@ -1,15 +1,18 @@
 """Save and resume so that the next loss is the same number.
 
 A checkpoint is a folder `<stage>-<step>` of three files: the LoRA and the optimiser's moments as safetensors, the rest
-as JSON. It never holds the frozen model and never a pickle. It is written beside its place and then renamed.
+as JSON. It never holds the frozen model and never a pickle. It is written beside its place, brought to the disk and
+then renamed; the JSON holds the hashes of the other two and of itself, by which damage is known.
 """
 
 import base64
+import errno
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from motionlora.data.errors import InputError, StorageError
-from motionlora.train.settings import TrainSettings
+from motionlora.train.identity import versions
 
 STAGES = ("spatial", "temporal")
+LORA, MOMENTS, STATE = "lora.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2
-IRRELEVANT = (
-    "out", "clip", "caption", "model", "resume", "device", "cache", "tracker", "checkpoint_every", "log_every",
-    "stages", "gradient_checkpointing", "lora.strength",
-)  # fmt: skip
-"""Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
+
+
+class DamagedError(StorageError):
+    """A checkpoint that is not what was written: a part is missing, cut off or changed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,12 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write `folder/<stage>-<step>` in one go and drop all but the last two of the stage; StorageError if it cannot."""
-    from safetensors.torch import save_file
+    """Write `folder/<stage>-<step>` whole or not at all, then drop all but the last two of the stage.
+
+    Raises:
+        StorageError: the disk is full or read-only; the checkpoints that were there are as before.
+    """
+    from safetensors.torch import save
 
     target, unfinished = folder / checkpoint.name, folder / f".{checkpoint.name}.unfinished"
     state = {"stage": checkpoint.stage, "step": checkpoint.step, "identity": checkpoint.identity}
@@ -56,44 +63,81 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
         for left_over in folder.glob(".*.unfinished"):
             shutil.rmtree(left_over)
         unfinished.mkdir(parents=True)
-        save_file(_plain(checkpoint.lora), unfinished / "lora.safetensors")
-        save_file(_plain(checkpoint.moments), unfinished / "optimizer.safetensors")
-        (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
+        parts = {LORA: save(_plain(checkpoint.lora)), MOMENTS: save(_plain(checkpoint.moments))}
+        state["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+        parts[STATE] = json.dumps(state | {"hash": _hash_of(state)}, indent=1).encode()
+        for name, content in parts.items():
+            _write_through(unfinished / name, content)
+        _sync_folder(unfinished)
+        if target.exists():
+            _remove(target)
         os.replace(unfinished, target)
+        _sync_folder(folder)
         for old in checkpoints(folder, checkpoint.stage)[:-KEPT]:
-            shutil.rmtree(old)
+            _remove(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StorageError(
-            f"Cannot write checkpoint {target} ({error}): free space or choose another --out."
+            f"Cannot write checkpoint {target} ({error}): free space or choose another --out; those before are whole."
         ) from error
     return target
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint; StorageError if it is damaged, naming the next older one."""
-    from safetensors.torch import load_file
+    """Read one checkpoint and compare it with its hashes.
+
+    Raises:
+        InputError: there is none of that name.
+        DamagedError: it is not what was written; names the next older one.
+        StorageError: it cannot be read.
+    """
+    from safetensors.torch import load
 
     if not path.is_dir():
         raise InputError(f"No checkpoint {path}: give --resume latest or a folder <out>/checkpoints/<stage>-<step>.")
     try:
-        state = json.loads((path / "state.json").read_text())
+        parts = {name: (path / name).read_bytes() for name in (STATE, LORA, MOMENTS)}
+        state = json.loads(parts[STATE])
+        _compare(parts, state)
         loaded = Checkpoint(
             stage=state["stage"],
             step=int(state["step"]),
-            lora=load_file(path / "lora.safetensors"),
-            moments=load_file(path / "optimizer.safetensors"),
+            lora=load(parts[LORA]),
+            moments=load(parts[MOMENTS]),
             identity=state["identity"],
             random=state["random"],
         )
         if loaded.name != path.name:
             raise ValueError(f"it says {loaded.name}")
         return loaded
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         before = [str(other) for other in checkpoints(path.parent) if _order(other) < _order(path)]
         cure = f"continue from the one before with --resume {before[-1]}" if before else "train anew with another --out"
-        raise StorageError(f"Checkpoint {path} is damaged ({error}): {cure}.") from error
+        reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise DamagedError(f"Checkpoint {path} is damaged ({reason}): {cure}.") from error
+    except OSError as error:
+        raise StorageError(f"Cannot read checkpoint {path} ({error}): mend the disk, or use another --out.") from error
+
+
+def set_damaged_aside(folder: Path, stage: str, say: Callable[[str], None]) -> None:
+    """Rename the last checkpoints of a stage as long as they are damaged, which is said, so that a whole one is last.
+
+    Raises:
+        StorageError: there are checkpoints and none is whole, or one cannot be read.
+    """
+    found = checkpoints(folder, stage)
+    for path in reversed(found):
+        try:
+            load_checkpoint(path)
+            return
+        except DamagedError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            reason = str(error).partition(": ")[0]
+            say(f"{reason}; it is now {aside.name}, and the one before is used.")
+    if found:
+        raise StorageError(f"No checkpoint of the {stage} stage in {folder} is whole: train anew with another --out.")
 
 
 def checkpoints(folder: Path, stage: str | None = None) -> list[Path]:
@@ -106,35 +150,8 @@ def drop_newer(path: Path) -> list[Path]:
     """Remove the checkpoints after `path`: a run that goes back to it would otherwise find them as its latest."""
     newer = [other for other in checkpoints(path.parent) if _order(other) > _order(path)]
     for other in newer:
-        shutil.rmtree(other)
+        _remove(other)
     return newer
-
-
-def identity(settings: TrainSettings, stage: str, **content: str) -> dict[str, Any]:
-    """What a stage's numbers depend on: settings by dotted name, and `content` (hashes of clip, model, heads, LoRA)."""
-    flat = flattened(settings.model_dump(mode="json"))
-    apart = ("validation.", "temporal." if stage == "spatial" else "spatial.")
-    kept = {name: value for name, value in flat.items() if name not in IRRELEVANT and not name.startswith(apart)}
-    return kept | content
-
-
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], *, stage: str, what: str) -> None:
-    """InputError naming the first thing that differs. With a level learning rate, `<stage>.steps` may differ."""
-    may_differ = {f"{stage}.steps"} if now.get("schedule") == "constant" else set()
-    for name in sorted((before.keys() | now.keys()) - may_differ):
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"{what} was made with {name} = {before.get(name)}, now it is {now.get(name)}: "
-                f"set it back to continue, or train anew with another --out."
-            )
-
-
-def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; lists stay values."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -167,11 +184,6 @@ def restore_random(state: str) -> None:
         torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {name: version(name) for name in ("motionlora", "torch", "diffusers", "peft", "accelerate")}
-
-
 NOWHERE = (-1, -1)
 
 
@@ -182,3 +194,45 @@ def _order(path: Path) -> tuple[int, int]:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _hash_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _compare(parts: dict[str, bytes], state: dict[str, Any]) -> None:
+    """ValueError naming the first part that is not what was written."""
+    rest = {name: value for name, value in state.items() if name != "hash"}
+    if state.get("hash") != _hash_of(rest):
+        raise ValueError(f"{STATE} does not have the hash that it names")
+    for name in (LORA, MOMENTS):
+        if hashlib.sha256(parts[name]).hexdigest() != state["files"][name]:
+            raise ValueError(f"{name} does not have the hash that {STATE} names")
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk, not only in the system's memory."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk; some network disks know no such call, and the rename has to do there."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Take a checkpoint away at once: a process that is killed while deleting leaves no half of it under its name."""
+    gone = path.with_name(f".{path.name}.gone.unfinished")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone)

@@ -59,7 +59,7 @@ def settings_of(name: str, argv: Sequence[str]) -> Any:
     if name == "generate":
         cls, rest = with_guidance(cls, rest, subcommand.config or "")
         sections["generate"] = cls
-    if subcommand.config and not {"-h", "--help"} & set(rest):
+    if subcommand.config and "height" in cls.model_fields and not {"-h", "--help"} & set(rest):
         _refuse_foreign_size(rest, subcommand.config)
     return parse(
         cls,
@@ -119,7 +119,7 @@ def _exit_code(error: BaseException) -> int:
         return getattr(error, "code", 1)
     match error:
         case KeyboardInterrupt():
-            _say("stopped by the user before anything could be saved.")
+            _say("stopped by the user; only what was finished before is kept.")
             return 130
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing to say

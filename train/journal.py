@@ -1,12 +1,14 @@
 """What a run writes down at every step: its own JSONL log, always, and accelerate's tracker where one is wanted."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motionlora.data.cache import replacing
 from motionlora.data.errors import StorageError
-from motionlora.train.checkpoint import flattened
+from motionlora.train.identity import flattened
 from motionlora.train.loss import LossByTime
 from motionlora.train.settings import TrainSettings
 
@@ -23,8 +25,13 @@ class Journal:
         self.path = path if accelerator.is_main_process else Path(os.devnull)
 
     def write(self, step: int, **values: float) -> None:
-        """Note the numbers of `step`, from 1. Trackers drop steps that go back, so theirs count on over stages."""
-        row: dict[str, Any] = {"step": step, **values}
+        """Note the numbers of `step`, from 1; JSON knows no NaN, which is null there.
+
+        Trackers drop steps that go back, so theirs count on over stages.
+        """
+        row: dict[str, Any] = {"step": step} | {
+            name: value if math.isfinite(value) else None for name, value in values.items()
+        }
         numbers = dict(values)
         if step % self.every == 0:
             row["loss_by_time"] = means = self.by_time.means()
@@ -60,7 +67,8 @@ def _keep_until(path: Path, steps: int) -> None:
     if not path.exists():
         return
     rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= steps]
-    path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+    with replacing(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from motionlora.data.errors import NumbersError
+from motionlora.train.bad_steps import BadSteps
 from motionlora.train.checkpoint import Checkpoint, moments_of, restore_moments, restore_random, save_checkpoint
 from motionlora.train.journal import Journal, journal
 from motionlora.train.noise import keyed_generator
@@ -45,7 +45,8 @@ class Run:
     identity: dict[str, Any]
     resume_command: str
     validate: Callable[[int], None]
-    offset: int = 0
+    offset: int
+    bad: BadSteps
 
 
 def fit(
@@ -54,7 +55,7 @@ def fit(
     """Train `layers` until the stage's last step, from the first one or from `start`; returns their final weights.
 
     Raises:
-        NumbersError: loss or gradient is not finite; the last checkpoint stays as it was.
+        NumbersError: loss or gradient was not finite in several steps in a row; checkpoints stay as they were.
         Stopped: Ctrl-C or SIGTERM came; the step was finished and saved.
         StorageError: a checkpoint or the log cannot be written.
     """
@@ -97,7 +98,7 @@ def training_step(
     """One optimiser step over `gradient_accumulation` batches; noise is keyed by seed, stage, step, process, batch."""
     settings, accelerator, began = run.settings, run.accelerator, time.perf_counter()
     rate = optimizer.param_groups[0]["lr"] = learning_rate(settings, stage.settings, step)
-    sums, norm = {"loss": 0.0, "denoise": 0.0, "motion": 0.0}, torch.zeros(())
+    sums, norm, good = {"loss": 0.0, "denoise": 0.0, "motion": 0.0}, torch.zeros(()), True
     for micro in range(settings.gradient_accumulation):
         key = (settings.seed, stage.name, step, accelerator.process_index, micro)
         with accelerator.accumulate(model.transformer), model.positioned(stage.positions):
@@ -107,13 +108,15 @@ def training_step(
             if accelerator.sync_gradients:
                 # DeepSpeed clips by itself and may not tell.
                 norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.max_grad_norm) or norm
-                refuse_bad_numbers(stage, step, parts.total, norm)
-            optimizer.step()
+                if good := run.bad.good(step, parts.total, norm, accelerator):
+                    optimizer.step()
             optimizer.zero_grad()
-        book.by_time.add(point.time, parts.denoise)
+        if parts.denoise.isfinite().all():
+            book.by_time.add(point.time, parts.denoise)
         for name, value in (("loss", parts.total), ("denoise", parts.denoise), ("motion", parts.motion)):
             sums[name] += value.mean().item() / settings.gradient_accumulation
-    return {**sums, "lr": rate, "grad_norm": float(norm), "seconds": round(time.perf_counter() - began, 4)}
+    seconds = round(time.perf_counter() - began, 4)
+    return {**sums, "lr": rate, "grad_norm": float(norm), "skipped": float(not good), "seconds": seconds}
 
 
 def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSettings, step: int) -> float:
@@ -123,16 +126,6 @@ def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSett
     share = min(1.0, max(0.0, (step - settings.warmup) / left)) if left > 0 else 0.0
     level = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * share)) / 2}[settings.schedule]
     return stage.lr * warm * level
-
-
-def refuse_bad_numbers(stage: Stage, step: int, loss: Tensor, norm: Any) -> None:
-    """NumbersError where loss or gradient is not finite, before the optimiser steps. Under DDP all processes agree."""
-    value, size = float(loss.detach()), float(norm)
-    if not (math.isfinite(value) and math.isfinite(size)):
-        raise NumbersError(
-            f"The {stage.name} stage gave a loss of {value:.3g} and a gradient norm of {size:.3g} at step {step + 1}; "
-            f"the last checkpoint is as it was: lower {stage.name}.lr and train with another --out."
-        )
 
 
 def save(

@@ -1,6 +1,7 @@
 """A whole training run: clip -> heads -> spatial stage -> temporal stage -> files."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -15,8 +16,11 @@ from motionlora.data.errors import InputError
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLoraHandle, attach, load_into, set_strengths, strengths, unload
 from motionlora.heads.lora_file import load_lora, save_lora
-from motionlora.train.checkpoint import Checkpoint, checkpoints, identity, load_checkpoint, refuse_changes, versions
+from motionlora.train.bad_steps import BadSteps
+from motionlora.train.checkpoint import Checkpoint, checkpoints, load_checkpoint, set_damaged_aside
+from motionlora.train.identity import identity, refuse_changes, versions
 from motionlora.train.journal import start_trackers
+from motionlora.train.lock import holding
 from motionlora.train.loop import Run, fit
 from motionlora.train.reference_heads import heads_of
 from motionlora.train.settings import TrainSettings
@@ -38,14 +42,20 @@ def train(settings: TrainSettings, say: Callable[[str], None] = print) -> TrainR
     """Train what `settings.stages` names; files go to `settings.out`. Finished parts are not done again on resume.
 
     Raises:
-        InputError: a setting or the clip is wrong, or the folder already holds a run.
-        StorageError: something cannot be written, or a checkpoint is damaged.
-        NumbersError: loss or gradient became NaN or infinite.
+        InputError: a setting or the clip is wrong, or the folder already holds a run or is in use by one.
+        StorageError: something cannot be written, or no checkpoint is whole.
+        NumbersError: loss or gradient were NaN or infinite in several steps in a row.
         Stopped: Ctrl-C or SIGTERM, after saving.
     """
     refuse_early(settings)
     accelerator = new_accelerator(settings)
-    shop = opened(settings, accelerator, say if accelerator.is_main_process else _silent)
+    say = say if accelerator.is_main_process else _silent
+    with holding(settings.out, say) if accelerator.is_main_process else nullcontext():
+        return _trained(opened(settings, accelerator, say))
+
+
+def _trained(shop: Workshop) -> TrainResult:
+    settings, accelerator = shop.settings, shop.accelerator
     try:
         head_map = heads_of(shop)
         temporal_heads(shop, head_map)
@@ -156,7 +166,7 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
             shop.say(f"The {name} stage is done already: {path}")
             return
         refuse_changes(before, made_of, stage=name, what=str(path))
-    start = _start_of(settings, name)
+    start = _start_of(shop, name)
     if start:
         refuse_changes(start.identity, made_of, stage=name, what=f"Checkpoint {start.name}")
     layers = attach(
@@ -172,9 +182,12 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
     try:
         _announce(shop, stage, layers, start, path)
         offset = settings.spatial.steps if under else 0
-        run = Run(settings, shop.accelerator, made_of, shop.resume_command, validation(shop, stage, offset), offset)
+        bad = BadSteps(name, stage.settings.lr, settings.out / "checkpoints", shop.say)
+        validate = validation(shop, stage, offset)
+        run = Run(settings, shop.accelerator, made_of, shop.resume_command, validate, offset, bad)
         with shop.timed(name):
             weights = fit(stage, layers, model, run, start)
+        bad.tell(stage.settings.steps)
         if shop.accelerator.is_main_process:
             save_lora(layers.lora(name, head_map=head_map, state=weights, **_provenance(shop, stage, made_of)), path)
         shop.accelerator.wait_for_everyone()
@@ -217,14 +230,18 @@ def _provenance(shop: Workshop, stage: Stage, made_of: dict[str, Any]) -> dict[s
     }
 
 
-def _start_of(settings: TrainSettings, stage: str) -> Checkpoint | None:
-    """Where to go on: the named checkpoint if it is of this stage, else the stage's last, else None."""
-    named = Path(settings.resume)
+def _start_of(shop: Workshop, stage: str) -> Checkpoint | None:
+    """Where to go on: the named checkpoint if it is of this stage, else the stage's last whole one, else None."""
+    settings = shop.settings
+    named, folder = Path(settings.resume), settings.out / "checkpoints"
     if not settings.resume:
         return None
     if named.name.startswith(f"{stage}-"):
         return load_checkpoint(named)
-    found = checkpoints(settings.out / "checkpoints", stage)
+    if shop.accelerator.is_main_process:
+        set_damaged_aside(folder, stage, shop.say)
+    shop.accelerator.wait_for_everyone()
+    found = checkpoints(folder, stage)
     return load_checkpoint(found[-1]) if found else None
 
 

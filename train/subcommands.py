@@ -15,8 +15,11 @@ from motionlora.data.errors import InputError, meant
 from motionlora.data.settings import Settings, take_flag
 from motionlora.data.yaml_file import config_path, read_yaml
 from motionlora.heads.settings import HeadSettings
+from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names, guidance_table
 from motionlora.infer.settings import GenerateSettings
+from motionlora.train import lora_commands as lora
+from motionlora.train.compare_commands import bench_sprites, compare
 from motionlora.train.settings import TrainSettings
 
 
@@ -90,24 +93,6 @@ class GuidanceListSettings(Settings):
     """Blocks of the model (Wan 2.1 1.3B: 30, 14B: 40; tiny: 6)."""
 
 
-class LoraInspectSettings(Settings):
-    """Which LoRA file to look at."""
-
-    file: Path
-    """A .safetensors file."""
-
-
-class LoraConvertSettings(Settings):
-    """From one layout of LoRA files to another."""
-
-    file: Path
-    """A .safetensors file in any of the three layouts."""
-    out: Path
-    """Where the new file goes."""
-    layout: Literal["native", "diffusers", "kohya"] = "native"
-    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata. `kohya`: lora_unet_ names."""
-
-
 def clip_inspect(settings: ClipInspectSettings) -> None:
     """Prints what a clip is."""
     from motionlora.data.clip import describe
@@ -164,21 +149,6 @@ def guidance_list(settings: GuidanceListSettings) -> None:
     print(guidance_table(settings.steps, settings.blocks))
 
 
-def lora_inspect(settings: LoraInspectSettings) -> None:
-    """Prints what a LoRA file holds and how it was made."""
-    from motionlora.heads.lora_file import inspect_lora
-
-    _show(inspect_lora(settings.file))
-
-
-def lora_convert(settings: LoraConvertSettings) -> None:
-    """Writes a LoRA file in another layout."""
-    from motionlora.heads.lora_file import load_lora, save_lora
-
-    save_lora(load_lora(settings.file), settings.out, layout=settings.layout)
-    print(f"{settings.out}: layout {settings.layout}")
-
-
 def _show(facts: dict[str, Any] | str) -> None:
     """Facts one a line, names in a column."""
     if isinstance(facts, str):
@@ -214,11 +184,38 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "guidance list": Subcommand(
         "Name the ways in which a reference clip can steer `generate`.", GuidanceListSettings, guidance_list
     ),
+    "compare": Subcommand(
+        "Compare methods on clips: tables, and a page to look at.", CompareSettings, compare, "tiny", "compare"
+    ),
+    "bench sprites": Subcommand(
+        "Run the sprite protocol: known motions, every control.", BenchSpritesSettings, bench_sprites, "tiny"
+    ),
     "lora inspect": Subcommand(
-        "Say what a file holds: lora inspect FILE.", LoraInspectSettings, lora_inspect, file="file"
+        "Say what a file holds: lora inspect FILE.", lora.LoraInspectSettings, lora.lora_inspect, file="file"
     ),
     "lora convert": Subcommand(
-        "Write a file anew: lora convert FILE --layout X --out Y.", LoraConvertSettings, lora_convert, file="file"
+        "Write a file anew: lora convert FILE --layout X --out Y.",
+        lora.LoraConvertSettings,
+        lora.lora_convert,
+        file="file",
+    ),
+    "lora merge": Subcommand(
+        "Make one file of several: lora merge A:1 B:0.5 --out Y.",
+        lora.LoraMergeSettings,
+        lora.lora_merge,
+        file="files",
+    ),
+    "lora resize": Subcommand(
+        "Make the rank smaller: lora resize FILE --rank 8 --out Y.",
+        lora.LoraResizeSettings,
+        lora.lora_resize,
+        file="file",
+    ),
+    "lora verify": Subcommand(
+        "See whether stock diffusers does the same: lora verify FILE.",
+        lora.LoraVerifySettings,
+        lora.lora_verify,
+        file="file",
     ),
 }
 SECTIONS: dict[str, type[BaseModel]] = {

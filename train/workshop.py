@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import StorageError
 from motionlora.data.settings import as_yaml
@@ -108,7 +109,8 @@ def _start_folder(shop: Workshop) -> None:
     anew = settings.model_copy(update={"resume": ""})
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
-        shop.file("settings.yaml").write_text(as_yaml(anew, "train"), encoding="utf-8")
+        with replacing(shop.file("settings.yaml")) as draft:
+            draft.write_text(as_yaml(anew, "train"), encoding="utf-8")
         write_clip(shop.clip, shop.file("reference.mp4"), comment=shop.clip.caption)
     except OSError as error:
         raise StorageError(f"Cannot write to {settings.out} ({error}): choose another --out or free space.") from error

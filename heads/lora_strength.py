@@ -1,0 +1,166 @@
+"""How strongly a LoRA file wants to act: alpha, which a file may tell in five places, twice, or not at all.
+
+The update of a module is alpha / rank * b a. A loader that finds no alpha takes it for the rank, so that a file without
+it may act at twice or half of what was trained, without a word. Here that is an error with the option that settles it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from motionlora.data.settings import InputError
+from motionlora.heads.lora_layouts import native_name
+
+METADATA = "lora_adapter_metadata"
+"""Header key in which diffusers keeps ranks and alphas."""
+FINETRAINERS = "lora_config"
+"""Header key of finetrainers, the same without a prefix."""
+FORMAT = "motionlora.lora/1"
+"""What `motion.format` says in a file of ours, whose native layout always has alpha = rank."""
+BESIDE = "adapter_config.json"
+"""What peft writes beside its weights."""
+
+Alpha: TypeAlias = float | Literal["rank"] | None
+"""What the user knows: the alpha of every module, that it equals the rank, or nothing."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """alpha / rank of every module, and where that stands; `doubt` says why there is none."""
+
+    scales: Mapping[str, float]
+    source: str
+    doubt: str = ""
+
+    def refuse_doubt(self) -> None:
+        """InputError where the file leaves its strength open."""
+        if self.doubt:
+            raise InputError(self.doubt)
+
+
+def strength_of(
+    path: Path, ranks: Mapping[str, int], alphas: Mapping[str, float], header: Mapping[str, str], given: Alpha
+) -> Strength:
+    """What a file says about its strength, or what `given` settles.
+
+    Args:
+        ranks: of every module of the file.
+        alphas: what its `.alpha` tensors say.
+
+    Raises:
+        InputError: the metadata is damaged, or `given` is no number above 0.
+    """
+    if given is not None:
+        return _given(given, ranks)
+    if alphas and alphas.keys() != ranks.keys():
+        return Strength({}, "some .alpha tensors", _unknown(path, ranks))
+    said = list(_told(path, ranks, alphas, header))
+    if not said:
+        return Strength({}, "nowhere", _unknown(path, ranks))
+    first = said[0]
+    for other in said[1:]:
+        for module in ranks:
+            if not math.isclose(first.scales[module], other.scales[module], rel_tol=1e-6):
+                return Strength({}, "two places", _contradiction(path, module, first, other, ranks[module]))
+    source = first.source if len(said) == 1 else f"{first.source} and {said[1].source}, which agree"
+    return Strength(first.scales, source)
+
+
+def _told(
+    path: Path, ranks: Mapping[str, int], alphas: Mapping[str, float], header: Mapping[str, str]
+) -> Iterator[Strength]:
+    """Every place that tells the alpha of all modules, the surest first; a weaker one only where no other does."""
+    if alphas:
+        yield Strength({module: alphas[module] / rank for module, rank in ranks.items()}, "its .alpha tensors")
+    fields = [key for key in (METADATA, FINETRAINERS) if key in header]
+    for key in fields:
+        yield Strength(_from_fields(path, key, header[key], ranks), f"the header's {key}")
+    if alphas or fields:
+        return
+    folded = header.get("ss_network_alpha", "") == header.get("ss_network_dim")
+    if header.get("motion.format") == FORMAT and folded:
+        yield Strength(dict.fromkeys(ranks, 1.0), "motionlora's header, which folds alpha into the weights")
+    elif (beside := path.parent / BESIDE).is_file() and (scales := _from_beside(beside, ranks)):
+        yield Strength(scales, f"{BESIDE} beside it")
+    elif _header_says_rank(header, ranks):
+        yield Strength(dict.fromkeys(ranks, 1.0), "the header's ss_network_alpha, which is the rank")
+
+
+def _given(given: float | Literal["rank"], ranks: Mapping[str, int]) -> Strength:
+    if given == "rank":
+        return Strength(dict.fromkeys(ranks, 1.0), "--alpha rank")
+    if not (math.isfinite(given) and given > 0):
+        raise InputError(f"alpha is {given:g}: give a number above 0, or `rank`.")
+    return Strength({module: given / rank for module, rank in ranks.items()}, f"--alpha {given:g}")
+
+
+def _unknown(path: Path, ranks: Mapping[str, int]) -> str:
+    rank = ", ".join(map(str, sorted(set(ranks.values()))))
+    return (
+        f"{path} does not say the alpha of every module, so that its strength is unknown (rank {rank}): write it anew "
+        f"with `motionlora lora convert {path} --out NEW --alpha A`, where A is the alpha that it was trained with, or "
+        "`rank` if that was its rank, which other loaders assume."
+    )
+
+
+def _contradiction(path: Path, module: str, one: Strength, other: Strength, rank: int) -> str:
+    return (
+        f"{path} says two things about its strength: alpha is {one.scales[module] * rank:g} by {one.source} and "
+        f"{other.scales[module] * rank:g} by {other.source} for {module}; write it anew with `motionlora lora convert "
+        f"{path} --out NEW --alpha A`, where A is the right one."
+    )
+
+
+def _from_fields(path: Path, key: str, text: str, ranks: Mapping[str, int]) -> dict[str, float]:
+    """alpha / rank by the fields of a peft configuration in the header."""
+    try:
+        fields = {name.removeprefix("transformer."): value for name, value in json.loads(text).items()}
+        scales = _by_config(fields, ranks)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        raise InputError(f"{path} has damaged {key} ({error!r}): its strength is unknown; save it again.") from None
+    if not all(map(math.isfinite, scales.values())):
+        raise InputError(f"{path} has an infinite alpha in {key}: its strength is unknown; save it again.")
+    return scales
+
+
+def _from_beside(beside: Path, ranks: Mapping[str, int]) -> dict[str, float]:
+    """alpha / rank by peft's own file; nothing where it is damaged or belongs to other weights."""
+    try:
+        fields = json.loads(beside.read_text(encoding="utf-8"))
+        pattern = fields.get("rank_pattern") or {}
+        if any(_by_pattern(pattern, module, fields["r"]) != rank for module, rank in ranks.items()):
+            return {}
+        scales = _by_config(fields, ranks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error):
+        return {}
+    return scales if all(map(math.isfinite, scales.values())) else {}
+
+
+def _by_config(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
+    """As peft computes it: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
+    patterned = fields.get("alpha_pattern") or {}
+    default = float(fields["lora_alpha"])
+    power = 0.5 if fields.get("use_rslora") else 1.0
+    return {module: _by_pattern(patterned, module, default) / rank**power for module, rank in ranks.items()}
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: float) -> float:
+    """The value of the first pattern that a module ends in, as peft matches them, by its name here or in Wan's code."""
+    names = (module, native_name(module))
+    fitting = (value for key, value in patterns.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names))
+    return float(next(fitting, default))
+
+
+def _header_says_rank(header: Mapping[str, str], ranks: Mapping[str, int]) -> bool:
+    """Whether alpha = rank by the header of other trainers; another number could be folded into the weights or not."""
+    try:
+        alpha = float(header["ss_network_alpha"])
+    except (KeyError, ValueError):
+        return False
+    return all(rank == alpha for rank in ranks.values())
