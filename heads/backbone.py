@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from motionlora.heads.capture import Captured, What
     from motionlora.heads.inject import Injected
     from motionlora.heads.positions import Positions
+    from motionlora.heads.rotary import Turned
 
 Latent: TypeAlias = Float[Tensor, "b c f h w"]
 """Normalised latents: `(raw - mean) / std` with the VAE config's mean and std, near unit scale for a clean clip."""
@@ -86,6 +87,7 @@ class Backbone(Protocol):
     ) -> AbstractContextManager[Captured[Any]]: ...
     def injecting(self, blocks: Sequence[int]) -> AbstractContextManager[Injected]: ...
     def positioned(self, positions: Positions) -> AbstractContextManager[None]: ...
+    def turning(self) -> AbstractContextManager[Turned]: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from motionlora.heads.capture import Captured, What
     from motionlora.heads.inject import Injected
     from motionlora.heads.positions import Positions
+    from motionlora.heads.rotary import Turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +245,12 @@ class WanBackbone:
 
         return positioned(self.transformer, positions)
 
+    def turning(self) -> AbstractContextManager[Turned]:
+        """Gives queries and keys rotary tables of their own (`motionlora.heads.rotary.turning`)."""
+        from motionlora.heads.rotary import turning
+
+        return turning(self.transformer)
+
     def use_attention(self, backend: str) -> None:
         """Choose the attention backend by diffusers' dispatcher, "native" by default.
 
@@ -289,6 +296,5 @@ class WanBackbone:
         transformer: Any = unwrapped(self.transformer)
         if getattr(transformer.blocks[0].attn1, "fused_projections", False):
             raise InputError(
-                "The transformer's qkv projections are fused, which would bypass the LoRA; call "
-                "transformer.unfuse_qkv_projections() first."
+                "The model's qkv projections are fused, which bypasses the LoRA: call unfuse_qkv_projections() first."
             )

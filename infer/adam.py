@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,11 +21,23 @@ def descended(latent: Latent, gradient: Callable[[Latent], Latent], lr: float, i
         gradient: of the loss at the latent it is given; the latent's own shape, no graph.
         lr: in units of the latent, whose deviation is about 1.
     """
-    from torch.optim import Adam
+    return descended_by(latent, gradient, [lr] * iterations)
+
+
+def descended_by(
+    latent: Latent, gradient: Callable[[Latent], Latent], rates: Sequence[float], decay: float = 0.0
+) -> Latent:
+    """As `descended`, with a rate for each iteration: no element moves by more than `reach_by(rates)`.
+
+    With `decay` it is AdamW (arXiv 1711.05101, algorithm 2): an iteration also takes rate * decay of each element away,
+    which no bound but its own size holds.
+    """
+    from torch.optim import AdamW
 
     moving = latent.detach().clone()
-    optimiser = Adam([moving], lr=lr, betas=BETAS)
-    for _ in range(iterations):
+    optimiser = AdamW([moving], betas=BETAS, weight_decay=decay)
+    for rate in rates:
+        optimiser.param_groups[0]["lr"] = rate
         moving.grad = gradient(moving)
         optimiser.step()
     moving.grad = None
@@ -38,7 +50,12 @@ def reach(lr: float, iterations: int) -> float:
     An update is lr m / sqrt(v) with m and v weighted means of g and g^2 (algorithm 1), at most the root of the sum of
     m's weights squared over v's (Cauchy-Schwarz). All signs equal gives 1; growing gradients give a little more.
     """
-    return lr * sum(_longest_update(step) for step in range(1, iterations + 1))
+    return reach_by([lr] * iterations)
+
+
+def reach_by(rates: Sequence[float]) -> float:
+    """The same with a rate for each iteration."""
+    return sum(rate * _longest_update(step) for step, rate in enumerate(rates, 1))
 
 
 def _longest_update(step: int) -> float:

@@ -1,18 +1,18 @@
-"""Guidance by a loss on one block's output: the frame that SMM and MOFT share. Imports torch when it is used.
+"""Guidance by a loss on what a forward shows, by default one block's output: the frame that all such methods share.
 
-Letters: b batch, c channel of the model, f latent frame, h, w places of the token grid.
+Letters: b batch, c channel of the model, f latent frame, h, w places of the token grid. Imports torch when it is used.
 
-Source: the harness of DiTFlow, arXiv 2412.07776, in which both are its baselines. Gradients go back through the network
-from the block to the latent: memory is that of the activations of blocks 0 to `block` of one clip. Their forwards have
-the caption alone, no classifier-free guidance, and end after the block.
+Source: the harness of DiTFlow, arXiv 2412.07776, in which the others are its baselines. Gradients go back through the
+network from the block to the latent: memory is that of the activations of blocks 0 to `block` of one clip. Their
+forwards have the caption alone, no classifier-free guidance, and end after the block.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -51,16 +51,35 @@ class FeatureGuidance(GuidanceSettings):
     """KV injection beside it (DiTFlow: block 0); none by default, so that the loss is seen alone."""
 
     @abstractmethod
-    def target(self, features: Features) -> Target:
+    def target(self, features: Any) -> Target:
         """What the loss compares with, from the reference's features."""
 
     @abstractmethod
-    def loss(self, features: Features, target: Target) -> Float[Tensor, " b"]:
+    def loss(self, features: Any, target: Target) -> Float[Tensor, " b"]:
         """Of each clip of the batch."""
+
+    def features(self, walk: Walk, latent: Latent, time: Time, prompt: Prompt) -> Any:
+        """What of a forward is compared; here the output of `block`, as `Features`. It ends in the block `depth`."""
+        return block_features(walk.model, latent, time, prompt, self.depth(walk.model.blocks))
+
+    def identity(self, blocks: int) -> str:
+        """All that the target of a clean reference depends on besides model, LoRAs and reference."""
+        own = self.model_dump_json(exclude={"name", *FeatureGuidance.model_fields})
+        return f"{type(self).__name__} {own} block {self.depth(blocks)}"
 
     def depth(self, blocks: int) -> int:
         """The block, of a model of so many."""
         return blocks // 2 if self.block is None else self.block
+
+    @property
+    def asked(self) -> int:
+        """Gradients in a guided step."""
+        return self.iterations
+
+    def descent(self, walk: Walk, latent: Latent, now: Time, gradient: Callable[[Latent], Latent]) -> Latent:
+        """The latent of a guided step, led down the loss; here by Adam."""
+        rate = self.rates(len(walk.times) - 1)[int((walk.times > now).sum())]
+        return descended(latent, gradient, rate, self.iterations)
 
     def rates(self, steps: int) -> list[float]:
         """Adam's rate in each guided step: from `lr` down."""
@@ -69,16 +88,16 @@ class FeatureGuidance(GuidanceSettings):
 
     def forwards(self, steps: int, passes: int, blocks: int) -> float:
         """An iteration adds a forward up to the block, and so does the reference: once, or in each guided step."""
-        guided = guided_steps(self.share, steps) if self.iterations else 0
+        guided = guided_steps(self.share, steps) if self.asked else 0
         reference = min(guided, 1) if self.reference_noise == "clean" else guided
         part = (self.depth(blocks) + 1) / blocks
-        return self.inject.forwards(steps, passes, blocks) + part * (guided * self.iterations + reference)
+        return self.inject.forwards(steps, passes, blocks) + part * (guided * self.asked + reference)
 
     def gradients(self, steps: int, blocks: int) -> float:
         """One an iteration, from the block."""
-        return guided_steps(self.share, steps) * self.iterations * (self.depth(blocks) + 1) / blocks
+        return guided_steps(self.share, steps) * self.asked * (self.depth(blocks) + 1) / blocks
 
-    def dose_bound(self, steps: int) -> float:
+    def dose_bound(self, steps: int) -> float | None:
         """Adam's: 0.078 by default in 50 steps."""
         return sum(reach(rate, self.iterations) for rate in self.rates(steps))
 
@@ -92,21 +111,21 @@ class FeatureGuidance(GuidanceSettings):
         import torch
 
         reference, until = reference_of(walk), guided_until(walk.times, self.share)
-        rates = self.rates(len(walk.times) - 1) if self.iterations else []
-        clean = self._clean_target(walk, reference) if rates and self.reference_noise == "clean" else {}
+        acts = self.asked > 0 and guided_steps(self.share, len(walk.times) - 1) > 0
+        clean = self._clean_target(walk, reference) if acts and self.reference_noise == "clean" else {}
         with self.inject.steering(walk) as injecting:
 
             @torch.no_grad()
             def steer(latent: Latent, now: Time) -> Latent:
                 latent = injecting(latent, now)
-                if now <= until or not rates:
+                if now <= until or not acts:
                     return latent
                 target = clean or self._target_at(walk, noised(reference, walk.noise, now), now)
 
                 def gradient(moving: Latent) -> Latent:
                     return self._gradient(walk, moving, now, target)
 
-                return descended(latent, gradient, rates[int((walk.times > now).sum())], self.iterations)
+                return self.descent(walk, latent, now, gradient)
 
             yield steer
 
@@ -115,20 +134,19 @@ class FeatureGuidance(GuidanceSettings):
 
         with torch.enable_grad():
             leaf = latent.detach().requires_grad_()
-            features = block_features(walk.model, leaf, now, walk.prompt, self.depth(walk.model.blocks))
-            (gradient,) = torch.autograd.grad(self.loss(features, target).sum(), leaf)
+            loss = self.loss(self.features(walk, leaf, now, walk.prompt), target)
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         return gradient
 
     def _clean_target(self, walk: Walk, reference: Latent) -> Target:
-        own = self.model_dump_json(exclude={"name", *FeatureGuidance.model_fields})
-        name = f"{type(self).__name__} {own} block {self.depth(walk.model.blocks)}"
+        name = self.identity(walk.model.blocks)
         return walk.kept.once(name, lambda: self._target_at(walk, reference, walk.times[-1]), reference)
 
     def _target_at(self, walk: Walk, latent: Latent, time: Time) -> Target:
         import torch
 
         with torch.no_grad():
-            return self.target(block_features(walk.model, latent, time, walk.blank(), self.depth(walk.model.blocks)))
+            return self.target(self.features(walk, latent, time, walk.blank()))
 
 
 def block_features(model: Backbone, latent: Latent, time: Time, prompt: Prompt, block: int) -> Features:

@@ -18,6 +18,7 @@ from motionlora.data.clip import Clip, write_clip
 from motionlora.heads.lora import load_into
 from motionlora.infer import sample as walks
 from motionlora.infer.effort import Effort, walked
+from motionlora.infer.found import steering_of
 from motionlora.infer.guide_none import NoGuidance
 from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered
 from motionlora.infer.order import slug as slug
@@ -63,7 +64,7 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
     """
     watch = Stopwatch()
     orders, device = ordered(settings), chosen_device(settings.device)
-    moves = read_reference(settings, say)
+    moves, guidance = read_reference(settings, say), steering_of(settings, len(orders))
     with watch.timed("load"):
         loras = [loaded_lora(text, settings.strength) for text in settings.lora]
         model = loaded_model(settings, device)
@@ -85,7 +86,7 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
         about["reference"] = reference.facts
     say(announcement(settings, orders, loras, model))
     for number, order in enumerate(orders, 1):
-        clip, effort = _made(settings, order, model, prompts, reference, watch, f"clip {number}/{len(orders)}")
+        clip, effort = _made(settings, guidance, order, model, prompts, reference, watch, f"{number}/{len(orders)}")
         about |= {"device": str(device), "seconds": dict(watch.seconds), "effort": asdict(effort)}
         write(order, clip, settings, about)
         seconds = f"{watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding"
@@ -180,12 +181,13 @@ def announcement(settings: GenerateSettings, orders: list[Order], loras: list[Lo
 
 def _made(
     settings: GenerateSettings,
+    guidance: Guidance,
     order: Order,
     model: WanBackbone,
     prompts: Mapping[str, Prompt],
     reference: Reference,
     watch: Stopwatch,
-    title: str,
+    number: str,
 ) -> tuple[Clip, Effort]:
     """One clip and what it took, with its seconds of sampling and decoding."""
     with watch.timed("sample"):
@@ -201,6 +203,6 @@ def _made(
             reference=reference.latent,
             kept=reference.kept,
         )
-        latent, effort = walked(walk, settings.guidance, model.transformer, walks.Bar(title))
+        latent, effort = walked(walk, guidance, model.transformer, walks.Bar(f"clip {number}"))
     with watch.timed("decode"):
         return replace(model.decode(latent, settings.fps), caption=order.caption), effort

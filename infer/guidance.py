@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from motionlora.data.clip import Clip
     from motionlora.heads.backbone import Backbone, Latent, Prompt
 
 Steer: TypeAlias = "Callable[[Latent, Time], Latent]"
@@ -125,6 +126,18 @@ class GuidanceSettings(Settings):
     @abstractmethod
     def steering(self, walk: Walk) -> AbstractContextManager[Steer]:
         """As `Guidance` has it."""
+
+    def refuse(self, frames: int, height: int, width: int) -> None:
+        """Refuses what does not fit a clip of that size, before a model is loaded; here nothing.
+
+        Raises:
+            InputError: a file that the method reads is wrong.
+        """
+        del frames, height, width
+
+    def made_reference(self, frames: int, height: int, width: int, fps: float) -> Clip | None:
+        """The clip that stands in for a reference that was not given; here none."""
+        del frames, height, width, fps
 
     def forwards(self, steps: int, passes: int, blocks: int) -> float:
         """How many forwards of the model the first walk of a call takes, one that ends early by its share of blocks.

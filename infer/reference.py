@@ -35,7 +35,8 @@ class Reference:
 
 
 def read_reference(settings: GenerateSettings, say: Callable[[str], None]) -> Clip | None:
-    """The clip of `--reference`, with its own frames and pixels; None where the guidance takes none.
+    """The clip of `--reference`, with its own frames and pixels, or the one that the guidance makes itself; None where
+    the guidance takes none.
 
     Raises:
         InputError: the guidance needs a clip and none was given, or takes none and one was; the clip cannot be read, or
@@ -43,10 +44,13 @@ def read_reference(settings: GenerateSettings, say: Callable[[str], None]) -> Cl
     """
     guidance, path = settings.guidance, settings.reference
     name = getattr(guidance, "name", type(guidance).__name__)
+    size = (settings.frames, settings.height, settings.width)
+    guidance.refuse(*size)
     if path is None:
-        if guidance.needs_reference:
+        made = guidance.made_reference(*size, settings.fps)
+        if guidance.needs_reference and made is None:
             raise InputError(f"Guidance {name} takes its motion from a clip: name one with --reference.")
-        return None
+        return made
     if not guidance.needs_reference:
         able = [other for other in guidance_names() if guidance_class(other).needs_reference]
         raise InputError(
@@ -54,7 +58,7 @@ def read_reference(settings: GenerateSettings, say: Callable[[str], None]) -> Cl
             f"{able[-1]}, or leave --reference out."
         )
     clip = read_clip(path, frames=None, fps=None, height=None, width=None, multiple=1, say=say)
-    if (clip.frames, clip.height, clip.width) != (settings.frames, settings.height, settings.width):
+    if (clip.frames, clip.height, clip.width) != size:
         raise InputError(
             f"{path} has {clip.frames} frames of {clip.width} x {clip.height} pixels and {settings.frames} of "
             f"{settings.width} x {settings.height} are to be made: both must agree, so set --frames, --height and "
@@ -77,5 +81,6 @@ def encoded(
     folder = None if settings.cache is None else settings.cache / "guidance"
     kept = Kept(folder, content_key("guidance", *network, *strengths, digest))
     kept.tensors[BLANK] = {BLANK: blank.embeds}
-    facts = {"file": str(settings.reference), "content": clip.content_hash(), "caption": clip.caption}
+    file = None if settings.reference is None else str(settings.reference)
+    facts = {"file": file, "content": clip.content_hash(), "caption": clip.caption}
     return Reference(latent, kept, facts)

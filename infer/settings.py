@@ -52,6 +52,10 @@ class GenerateSettings(Settings):
     """How a reference steers the walk besides the LoRAs."""
     reference: Path | None = None
     """The clip whose motion the guidance takes, used frame by frame: of as many frames and of the same size."""
+    latents: Path | None = None
+    """What `--guidance ditflow --guidance.save FILE` found, used with another caption; no reference, plain cost."""
+    positions: Path | None = None
+    """The same where positions were optimised (`--guidance.optimise positions`)."""
     out: Path = Path("runs/generate")
     """Folder for the clips, and beside each a JSON file that says how it was made."""
     suffix: Literal["mp4", "gif", "webp"] = "mp4"

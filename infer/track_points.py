@@ -75,10 +75,13 @@ class OpticalFlowTracker:
     change: float = 30.0
 
     def track(self, clip: Clip) -> Tracks:
-        points = grid_points(clip.height, clip.width, self.side)
-        first, alive = colours_at(clip.pixels[0], points), np.ones(len(points), bool)
+        return self.follow(clip.pixels, grid_points(clip.height, clip.width, self.side))
+
+    def follow(self, pixels: UInt8[np.ndarray, "frame height width 3"], points: Points) -> Tracks:
+        """Points of the first frame through all frames."""
+        first, alive = colours_at(pixels[0], points), np.ones(len(points), bool)
         positions, visible = [points], [alive]
-        for before, after in pairwise(clip.pixels):
+        for before, after in pairwise(pixels):
             points, alive = points.copy(), alive.copy()
             left = np.flatnonzero(alive)
             moved, found = self._step(before, after, points[left])
