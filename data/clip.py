@@ -88,10 +88,11 @@ def read_clip(
     return Clip(pictures[order], rate, _caption(path) if caption is None else caption)
 
 
-def write_clip(clip: Clip, path: str | Path, *, comment: str = "") -> None:
+def write_clip(clip: Clip, path: str | Path, *, comment: str = "", exact: bool = False) -> None:
     """Writes the clip by suffix: `.mp4` (H.264, yuv420p, plays in browsers), `.gif` or `.webp`, whole or not at all.
 
-    `comment` goes into the file's own metadata. MP4 pixels come back only nearly equal.
+    `comment` goes into the file's own metadata. MP4 pixels come back only nearly equal; with `exact`, which is for MP4
+    alone, they come back as they were, and browsers do not play the file.
 
     Raises:
         InputError: another suffix, or an odd height or width for MP4.
@@ -101,6 +102,8 @@ def write_clip(clip: Clip, path: str | Path, *, comment: str = "") -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} asks for '{path.suffix}', but clips are written as {', '.join(SUFFIXES)}: rename it.")
     if path.suffix.lower() != ".mp4":
+        if exact:
+            raise InputError(f"{path} was to keep every pixel, which is written as .mp4: rename it.")
         with replacing(path) as draft:
             write_animation(clip.pixels, clip.fps, draft, comment)
         return
@@ -110,7 +113,7 @@ def write_clip(clip: Clip, path: str | Path, *, comment: str = "") -> None:
             f"{clip.width - clip.width % 2} x {clip.height - clip.height % 2}, or write .gif or .webp."
         )
     with replacing(path) as draft:
-        write_video(clip.pixels, clip.fps, draft, comment)
+        write_video(clip.pixels, clip.fps, draft, comment, exact=exact)
 
 
 def describe(path: str | Path, fps: float | None = None) -> dict[str, Any]:

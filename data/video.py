@@ -67,8 +67,12 @@ def open_video(path: Path) -> Footage:
     )
 
 
-def write_video(pixels: UInt8[np.ndarray, "frame height width 3"], fps: float, path: Path, comment: str) -> None:
+def write_video(
+    pixels: UInt8[np.ndarray, "frame height width 3"], fps: float, path: Path, comment: str, *, exact: bool = False
+) -> None:
     """Writes H.264 in MP4 as browsers play it: yuv420p, crf 18, index first; `comment` is its comment tag.
+
+    `exact` keeps every pixel as it is (RGB, lossless), which programs such as VLC play and browsers do not.
 
     Raises:
         OSError: the file cannot be written.
@@ -80,10 +84,12 @@ def write_video(pixels: UInt8[np.ndarray, "frame height width 3"], fps: float, p
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.metadata["comment"] = comment
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-            stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
+            codec, crf, layout = ("libx264rgb", "0", "rgb24") if exact else ("libx264", "18", "yuv420p")
+            stream = container.add_stream(codec, rate=rate, options={"crf": crf})
+            stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], layout
             # What PyAV's conversion makes of RGB. Unsaid, players guess by the height and show large clips off-colour.
-            stream.codec_context.colorspace = Colorspace.ITU601.value
+            if not exact:
+                stream.codec_context.colorspace = Colorspace.ITU601.value
             for picture in pixels:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 container.mux(stream.encode(frame))

@@ -5,12 +5,13 @@ SMF 1, accuracy 0, leak 1; a perfect transfer 1, 1, 0; no transfer about 0 or le
 `recognise_sprites.py`.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from motionlora.data.sprites import Scene
+from motionlora.data.sprites import Scene, Sprite
 from motionlora.infer.recognise_sprites import Blob, Observation, camera_path, observe
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "motion_r2",
     "observe",
     "scores",
+    "seen_scene",
     "true_motion",
 ]
 
@@ -29,6 +31,8 @@ MIN_COVERAGE = 0.5
 """Share of frames with every sprite seen below which a clip's motion counts as none."""
 WHOLE = 0.6
 """Share of its median area below which a sprite is too hidden for its visible centre to be its centre."""
+STEADY = 2.0
+"""Pixels within which a path that was only seen counts as standing still."""
 Track = list[Blob | None]
 
 
@@ -78,6 +82,23 @@ def true_motion(scene: Scene) -> np.ndarray:
     return scene.pan[None] if is_camera(scene) else np.stack([sprite.path for sprite in scene.sprites])
 
 
+def seen_scene(seen: Observation) -> Scene | None:
+    """What a clip shows as a scene, for clips whose true one nobody knows; None where it shows no motion to follow.
+
+    Sprites by their most frequent looks, paths as seen and straight where unseen; what moves less than `STEADY` stands.
+    """
+    count = Counter(len(blobs) for blobs in seen.blobs).most_common(1)[0][0]
+    sprites, still = [], np.zeros(len(seen.blobs))
+    for track in _tracks(seen, count) if count else []:
+        shown = [blob for blob in track if blob]
+        path = _steadied(_path(track))
+        radius = float(np.sqrt(np.median([blob.area for blob in shown]) / np.pi))
+        colour, shape = (Counter(looks).most_common(1)[0][0] for looks in zip(*map(_named, shown), strict=True))
+        sprites.append(Sprite(shape, colour, radius, path, still, still + 1))
+    scene = Scene(tuple(sprites), seen.background, _steadied(seen.camera), 0)
+    return scene if sprites or is_camera(scene) else None
+
+
 def is_camera(scene: Scene) -> bool:
     """Whether the scene's motion is the camera's: the background pans and every sprite stays where it is."""
     return _moves(scene.pan) and not any(_moves(sprite.path) for sprite in scene.sprites)
@@ -109,6 +130,18 @@ def _velocity_cosine(observed: np.ndarray, truth: np.ndarray) -> float:
     length = np.hypot(*w.T)
     cosine = (v * w).sum(1) / (np.hypot(*v.T) * np.maximum(length, 0.05))
     return float(np.where(length < 0.05, 0, cosine).mean())
+
+
+def _steadied(path: np.ndarray) -> np.ndarray:
+    """A seen path "frame 2" without gaps, and at its mean where it only trembles."""
+    known = np.isfinite(path).all(1)
+    frames = np.arange(len(path))
+    whole = np.stack([np.interp(frames, frames[known], line[known]) for line in path.T], 1)
+    return whole if np.ptp(whole, axis=0).max() >= STEADY else np.repeat(whole.mean(0)[None], len(whole), 0)
+
+
+def _named(blob: Blob) -> tuple[str, str]:
+    return blob.colour, blob.shape
 
 
 def _moves(path: np.ndarray) -> bool:

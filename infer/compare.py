@@ -1,0 +1,222 @@
+"""`motionlora compare`: every method on every clip with every caption and seed, measured, in tables and on a page.
+
+A cell that fails is a row with its sentence, and the others go on. Training is not done here: `lora` takes LoRAs that
+are there already, since `train` stands a floor above.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from motionlora.data.errors import InputError, NumbersError, StorageError
+from motionlora.heads.wan_folder import found_folder, read_json
+from motionlora.infer.compare_settings import CompareSettings, GridSettings
+from motionlora.infer.compare_table import write_tables
+from motionlora.infer.guidance_list import guidance_names
+from motionlora.infer.measure_pair import Judge
+from motionlora.infer.method import Method, parsed_methods
+from motionlora.infer.order import loaded_lora, open_folder
+from motionlora.infer.pace import Pace
+from motionlora.infer.pairs import Pair, read_pairs
+from motionlora.infer.row import Row
+from motionlora.infer.studio import Cell, Size, Studio
+from motionlora.infer.tracker_verdict import judged_tracker
+
+Say = Callable[[str], None]
+
+
+def compare(settings: CompareSettings, say: Say = print) -> list[Row]:
+    """The comparison of the settings; its files go to `settings.out`.
+
+    Raises:
+        InputError: a setting, a clip, the captions, a LoRA or the model is wrong, before anything is made; or some
+            cells failed for such a reason, after all else is written.
+        NumbersError: likewise, some cells became NaN.
+        StorageError: something cannot be written; the same command goes on later.
+    """
+    pairs = read_pairs(settings, say)
+    size = Size(settings.frames, settings.height, settings.width, settings.fps)
+    return compared(pairs, settings, size, {}, say, strength=settings.strength)
+
+
+def compared(
+    pairs: Sequence[Pair],
+    settings: GridSettings,
+    size: Size,
+    facts: dict[str, str],
+    say: Say = print,
+    *,
+    strength: float = 1.0,
+) -> list[Row]:
+    """Any pairs by the methods of the settings. `facts` stand at the head of every table.
+
+    Raises:
+        As `compare`.
+    """
+    methods = parsed_methods(settings.methods or guidance_names(), controls=settings.controls)
+    cells = grid(pairs, methods)
+    if settings.dry_run:
+        say(prediction(cells, settings, size))
+        return []
+    for method in methods:
+        method.guidance.refuse(size.frames, size.height, size.width)
+    for lora in dict.fromkeys(cell.donor.lora for cell in cells if cell.method.lora):
+        loaded_lora(lora, strength)
+    open_folder(settings.out)
+    began = time.perf_counter()
+    studio = Studio(settings, size, strength, (pair.caption for pair in pairs))
+    tracker, verdict = judged_tracker(settings.points, settings.out / "measures")
+    sources = list({pair.source.content: pair.source for pair in pairs}.values())
+    judge = Judge(sources, tracker, settings.out / "measures", verdict)
+    rows, errors = run(cells, studio, judge, say)
+    heading = {**facts, **_heading(studio, settings, size, verdict)}
+    heading["seconds"] = f"{time.perf_counter() - began:.0f} in this call"
+    write_tables(rows, settings.out, heading)
+    _write_page(cells, rows, studio, judge, settings, heading)
+    say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
+    _raise(errors, len(rows), settings)
+    return rows
+
+
+def grid(pairs: Sequence[Pair], methods: Sequence[Method]) -> list[Cell]:
+    """Every cell, clip by clip, so that a reference and a LoRA stay loaded for as long as they can.
+
+    Raises:
+        InputError: a method asks for a LoRA that is not there, or for another clip where there is only one.
+    """
+    by_source: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_source.setdefault(pair.source.content, []).append(pair)
+    groups = list(by_source.values())
+    if len(groups) < 2 and any(method.control == "wrong" for method in methods):
+        raise InputError("A wrong motion needs a second clip and there is one: add a clip, or set --no-controls.")
+    cells = []
+    for at, group in enumerate(groups):
+        wrong = groups[(at + 1) % len(groups)][0]
+        for method in methods:
+            for pair in group:
+                donor = wrong if method.control == "wrong" else pair
+                cells += [Cell(pair, method, seed, donor) for seed in pair.seeds]
+    lacking = sorted({cell.donor.source.name for cell in cells if cell.method.lora and not cell.donor.lora})
+    if lacking:
+        raise InputError(
+            f"Method lora has no LoRA for {', '.join(lacking)}: train one for each (`motionlora train --clip CLIP "
+            "--out DIR/NAME`) and give --loras DIR, or name it in the captions file."
+        )
+    return cells
+
+
+def run(cells: Sequence[Cell], studio: Studio, judge: Judge, say: Say) -> tuple[list[Row], list[Exception]]:
+    """Every cell made or found, and measured; what failed is a row with its sentence, and comes back as an error."""
+    pace = Pace([0.0 if studio.is_done(cell) else _forwards(cell, studio.how, studio.model.blocks) for cell in cells])
+    say(f"{len(cells)} cells, {sum(not cost for cost in pace.ahead)} of them need no walk; they go to {studio.folder}")
+    rows: list[Row] = []
+    errors: list[Exception] = []
+    for number, cell in enumerate(cells, 1):
+        title = f"{number}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
+        began = time.perf_counter()
+        try:
+            row = _done(cell, studio, judge, title, say)
+        except KeyboardInterrupt:
+            say(f"stopped at {title}: what is done is kept, and the same command goes on from there")
+            raise
+        except StorageError:
+            raise
+        except Exception as error:
+            errors.append(error)
+            row = replace(_row(cell), status="failed", sentence=sentence_of(error))
+        rows.append(row)
+        left = pace.after(time.perf_counter() - began)
+        say(f"{title}: {row.sentence or _brief(row)}; {left}")
+    return rows, errors
+
+
+def prediction(cells: Sequence[Cell], settings: GridSettings, size: Size) -> str:
+    """The grid and the forwards that it takes at most, without loading the model."""
+    blocks = int(read_json(found_folder(settings.model) / "transformer" / "config.json")["num_layers"])
+    clips = {cell.pair.source.name for cell in cells}
+    pairs, seeds = {id(cell.pair) for cell in cells}, {cell.seed for cell in cells}
+    lines = [
+        f"{len(clips)} clips, {len(pairs)} captions, {len(seeds)} seeds, {len(cells)} cells of {size}, "
+        f"{settings.sample.steps} steps by {settings.model}",
+        f"{'method':<34}{'cells':>7}{'forwards each':>15}{'forwards':>12}{'gradients':>12}",
+    ]
+    total = 0.0
+    for name, method in {cell.method.name: cell.method for cell in cells}.items():
+        count, made = sum(cell.method.name == name for cell in cells), method.control not in ("static", "reference")
+        each = method.forwards(settings.sample.steps, _passes(settings), blocks)
+        backwards = method.guidance.gradients(settings.sample.steps, blocks) if made else 0.0
+        total += count * each
+        lines.append(f"{method.name:<34}{count:>7}{each:>15.6g}{count * each:>12.6g}{count * backwards:>12.6g}")
+    return "\n".join([*lines, f"{total:.6g} forwards at most: cells that lie in {settings.out} are used again"])
+
+
+def sentence_of(error: Exception) -> str:
+    """What ended a cell, on one line."""
+    ours = isinstance(error, InputError | NumbersError)
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: take fewer frames or a smaller size"
+    return text if ours else f"a bug of motionlora, {type(error).__name__}: {text}"
+
+
+def _done(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> Row:
+    clip, cost = studio.clip(cell, title, say)
+    found = judge.measured(clip, cell.pair)
+    row = replace(_row(cell), key=studio.key(cell), cost=cost, values=found.values, missing=found.missing)
+    return replace(row, paths=found.paths)
+
+
+def _row(cell: Cell) -> Row:
+    pair, method = cell.pair, cell.method
+    return Row(pair.source.name, pair.kind, pair.caption, method.name, cell.seed, method.control)
+
+
+def _brief(row: Row) -> str:
+    parts = [f"{name} {row.values[name]:.2f}" for name in ("smf", "acc", "mf_star") if name in row.values]
+    return ", ".join([*parts, f"{row.cost.get('seconds_sample', 0.0):.1f} s sampling"])
+
+
+def _forwards(cell: Cell, how: Any, blocks: int) -> float:
+    return cell.method.forwards(how.sample.steps, _passes(how), blocks)
+
+
+def _passes(how: Any) -> int:
+    return 2 if how.sample.scale > 1 else 1
+
+
+def _heading(studio: Studio, settings: GridSettings, size: Size, verdict: str) -> dict[str, str]:
+    from motionlora.infer.machine import machine
+
+    walk = settings.sample
+    return {
+        "model": f"{studio.model.name} ({studio.model.fingerprint[:12]}), {studio.model.dtype} on {studio.device}",
+        "clips": f"{size}; {walk.steps} steps, scale {walk.scale:g}, shift {walk.shift:g}",
+        "tracker": verdict,
+        "machine": machine(),
+        "command": " ".join(["motionlora", *sys.argv[1:]]),
+    }
+
+
+def _write_page(cells: Any, rows: list[Row], studio: Studio, judge: Judge, settings: Any, heading: Any) -> None:
+    from motionlora.infer.report import write_report
+
+    def clip_of(cell: Cell) -> Any:
+        return studio.clip(cell, "page", lambda line: None)[0]
+
+    write_report(cells, rows, clip_of, judge.reference_paths, settings.out / "report.html", heading)
+
+
+def _raise(errors: list[Exception], cells: int, settings: GridSettings) -> None:
+    """The first failure, as it would have ended the run alone; none where all is well."""
+    if not errors:
+        return
+    worst = next((error for error in errors if not isinstance(error, InputError | NumbersError)), errors[0])
+    told = f"{len(errors)} of {cells} cells failed, the rest is in {settings.out}; one reason: {sentence_of(worst)}"
+    if isinstance(worst, InputError | NumbersError):
+        raise type(worst)(told) from worst
+    raise RuntimeError(told) from worst

@@ -1,0 +1,96 @@
+"""Settings of a comparison: which clips, captions, methods and seeds; and of the sprite protocol. Imports no torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from motionlora.data.settings import Settings
+from motionlora.infer.method import parsed_methods
+from motionlora.infer.settings import SampleSettings
+
+
+class GridSettings(Settings):
+    """What is common to every comparison, whatever its clips."""
+
+    model: str = "tiny"
+    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    methods: tuple[str, ...] = ()
+    """`lora` (each clip's own), a name of `motionlora guidance list`, or both as in lora+flowmotion; settings behind a
+    colon, lora:0.5, flowmotion:lr=0.01,share=0.4. `none` (no transfer) is always made. None given: every guidance."""
+    controls: bool = True
+    """Also make the controls: a standing clip, each method with another clip's motion, the reference as an output."""
+    negative: str = ""
+    """What the clips shall not show."""
+    sample: SampleSettings = SampleSettings()
+    """The walk from noise to a clip."""
+    out: Path = Path("runs/compare")
+    """Folder for table, page and clips; what is there and still right is used again."""
+    points: int = Field(default=55, ge=0, le=200)
+    """Points a side that are tracked for motion fidelity (papers: 55); 0 leaves it out."""
+    exact: bool = False
+    """Keep every pixel of the clips (lossless, some 10 times larger, not for browsers); else H.264 is measured."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else a torch device name."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
+    attention: str = "native"
+    """Attention backend of diffusers' dispatcher."""
+    cache: Path | None = Path("runs/cache")
+    """Latents and prompts are kept here, found by content; none computes them anew."""
+    dry_run: bool = False
+    """Only say what would be made and how many forwards that takes."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_exist(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        parsed_methods(methods, controls=False)
+        return methods
+
+
+class CompareSettings(GridSettings):
+    """Every method on every clip with every caption and seed, then tables and a page."""
+
+    clips: Path | None = None
+    """Folder with the clips that give the motion: video files, or folders of numbered images."""
+    captions: Path | None = None
+    """Which caption goes with which clip (.txt, .yaml, .json, .jsonl); none looks for captions.* among the clips."""
+    loras: Path | None = None
+    """Folder with a LoRA for each clip, NAME.safetensors or NAME/temporal.safetensors, where the captions name none."""
+    strength: float = Field(default=0.5, ge=-4, le=4)
+    """Of a LoRA that is given without one and whose header recommends none (Follow-Your-Motion: 0.5)."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of the starting noise, the same for every method."""
+    frames: int = Field(default=81, ge=5)
+    """Pixel frames of a clip, 4k + 1."""
+    height: int = Field(default=480, ge=16)
+    """Pixels; a multiple of 16, of 8 for the tiny."""
+    width: int = Field(default=832, ge=16)
+    """Pixels; a multiple of 16, of 8 for the tiny."""
+    fps: float = Field(default=16.0, gt=0, le=1000)
+    """Frames a second to which clips are resampled (Wan 2.1: 16)."""
+    rankings: tuple[Path, ...] = ()
+    """Files that people saved in the page's blind mode: they are summed up against `out`, and nothing is made."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_can_be_used(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+            raise ValueError("it should be one or more different whole numbers, 0 or above and below 2^63")
+        return seeds
+
+
+class BenchSpritesSettings(GridSettings):
+    """The sprite protocol: sixteen made-up clips whose motion is known exactly, by methods that need no training."""
+
+    form: Literal["short", "objects", "standard", "full"] = "standard"
+    """short: 4 references, 1 seed. objects: the 8 object motions; standard: all 16; 2 seeds. full: 3 captions each."""
+    # the tiny's own walk and dose of points; a test holds the walk to configs/tiny.yaml
+    sample: SampleSettings = SampleSettings(steps=20, scale=7.0, shift=2.0)
+    """The walk from noise to a clip."""
+    points: int = Field(default=20, ge=0, le=200)
+    """Points a side that are tracked for motion fidelity; 0 leaves it out."""
+    exact: bool = True
+    """Keep every pixel of the clips (lossless, not for browsers); else H.264 is measured."""
+    out: Path = Path("runs/bench-sprites")
+    """Folder for table, page and clips; what is there and still right is used again."""

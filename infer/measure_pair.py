@@ -1,0 +1,220 @@
+"""Every measure of one made clip: against its reference's motion and its caption. What cannot be measured says why.
+
+Sprite measures need a caption of the sprite world; the others follow points, and need a tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from motionlora.data.cache import content_key, replacing
+from motionlora.data.clip import Clip
+from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Sprite
+from motionlora.infer.measure_motion import mf_code, mf_moving, mf_null, mf_star, mf_sym
+from motionlora.infer.measure_sprites import Observation, observe, scores, seen_scene
+from motionlora.infer.pairs import Pair, Source
+from motionlora.infer.track_points import Tracker, Tracks
+
+VERSION = 1
+"""Of what is measured: measures kept by an older one are made anew."""
+OTHERS = 8
+"""Other clips whose tracks tell the chance level of motion fidelity."""
+DRAWN = 30
+"""Tracks that the page draws."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure means. `good` is the value of a perfect transfer, None where there is no such thing."""
+
+    name: str
+    label: str
+    unit: str
+    good: float | None
+    source: str
+
+
+SMM, OURS = "SMM, arXiv 2311.17009", "ours (infer/measure_sprites.py)"
+MEASURES = (
+    Measure("smf", "SMF", "R2 of the sprites' paths, -1..1", 1.0, OURS),
+    Measure("gain", "gain", "size of the motion, 1 is the reference's", 1.0, OURS),
+    Measure("vcos", "vcos", "mean cosine of velocities, -1..1", 1.0, OURS),
+    Measure("acc", "AttrAcc", "share of frames and attributes that are the caption's", 1.0, OURS),
+    Measure("leak", "AttrLeak", "share of frames and attributes that are the reference's", 0.0, OURS),
+    Measure("coverage", "coverage", "share of frames with every sprite seen", 1.0, OURS),
+    Measure("extra", "extra", "sprites too many, mean a frame", 0.0, OURS),
+    Measure("mf_code", "MF (script)", "mean best cosine of tracks, -1..1", None, f"{SMM}, as its script computes it"),
+    Measure("mf_sym", "MF", "mean best cosine of tracks both ways, -1..1", 1.0, f"{SMM}, halved; stillness by ours"),
+    Measure("mf_moving", "MF moving", "MF of what moves, -1..1", 1.0, "ours (infer/measure_motion.py)"),
+    Measure("mf_star", "MF*", "MF with its chance level taken off, 0 is chance, 1 perfect", 1.0, "ours, after SMM"),
+)
+SPRITES = tuple(measure.name for measure in MEASURES if measure.source == OURS)
+POINTS = tuple(measure.name for measure in MEASURES if measure.source != OURS)
+LOOKS = rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+CAPTION = re.compile(rf"{LOOKS}( and {LOOKS})?( behind a grey bar)? o(?:n|ver) a ({'|'.join(BACKGROUNDS)}) background")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One clip's figures by name, the reason of each that is missing, and paths for the page.
+
+    `paths` are "path frame" of (y, x) in tenths of a pixel, None where unseen.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    paths: list[list[list[int] | None]] = field(default_factory=list)
+
+
+class Judge:
+    """Measures clips of one comparison; what it measured before lies in `folder` and is read again."""
+
+    def __init__(self, sources: Sequence[Source], tracker: Tracker | None, folder: Path, why_not: str = "") -> None:
+        self.sources, self.tracker, self.folder, self.why_not = list(sources), tracker, folder, why_not
+        self._tracks: dict[str, Tracks] = {}
+        self._nulls: dict[str, float] = {}
+        self._scenes: dict[str, Scene | None] = {}
+
+    def measured(self, clip: Clip, pair: Pair) -> Measured:
+        """Everything about a clip that was to have the pair's motion and show its caption."""
+        others = [other.content for other in self._others(pair.source)]
+        parts = (VERSION, repr(self.tracker), clip.content_hash(), pair.source.content, pair.caption)
+        known = "" if pair.target is None else "true scene"
+        path = self.folder / f"{content_key('measures', *parts, known, *others)}.json"
+        stored = _stored(path)
+        if stored is None:
+            stored = self._measured(clip, pair)
+            with replacing(path) as draft:
+                draft.write_text(json.dumps(asdict(stored)), encoding="utf-8")
+        return stored
+
+    def _measured(self, clip: Clip, pair: Pair) -> Measured:
+        seen = observe(clip.pixels) if _is_small(clip) else None
+        parts = (self._by_sprites(seen, pair), self._by_points(clip, pair.source))
+        values = {name: value for part in parts for name, value in part.values.items()}
+        missing = {name: reason for part in parts for name, reason in part.missing.items()}
+        undefined = [name for name, value in values.items() if not math.isfinite(value)]
+        missing |= dict.fromkeys(
+            undefined, "undefined here: nothing of the reference moves, or no point could be followed"
+        )
+        finite = {name: round(value, 6) for name, value in values.items() if name not in undefined}
+        return Measured(finite, missing, parts[0].paths or parts[1].paths)
+
+    def _by_sprites(self, seen: Observation | None, pair: Pair) -> Measured:
+        target = pair.target or asked_scene(pair.caption)
+        none = partial(_none, SPRITES)
+        if target is None:
+            return none("the caption is not of the sprite world")
+        if seen is None:
+            return none(f"sprites are recognised in clips of {SIZE} x {SIZE} pixels")
+        reference = self._scene(pair.source)
+        if reference is None:
+            return none("no sprite and no camera moves in the reference as it was seen")
+        found = asdict(scores(seen, target, reference))
+        return Measured(found, paths=_centres(seen))
+
+    def _by_points(self, clip: Clip, source: Source) -> Measured:
+        if self.tracker is None:
+            return _none(POINTS, self.why_not)
+        ours, theirs = self.tracker.track(clip), self._tracked(source)
+        values = {"mf_code": mf_code(ours.positions, theirs.positions), "mf_sym": mf_sym(ours.seen, theirs.seen)}
+        values["mf_moving"] = mf_moving(ours.seen, theirs.seen)
+        missing = {}
+        if self._others(source):
+            values["mf_star"] = mf_star(values["mf_sym"], self._null(source))
+        else:
+            missing["mf_star"] = "the chance level needs another clip than this one"
+        return Measured(values, missing, _drawn(ours))
+
+    def reference_paths(self, source: Source) -> list[list[list[int] | None]]:
+        """What the page draws over the reference."""
+        clip = source.read()
+        if _is_small(clip) and (found := _centres(observe(clip.pixels))):
+            return found
+        return _drawn(self._tracked(source)) if self.tracker else []
+
+    def _scene(self, source: Source) -> Scene | None:
+        if source.content not in self._scenes:
+            seen = source.scene or seen_scene(observe(source.read().pixels))
+            self._scenes[source.content] = seen
+        return self._scenes[source.content]
+
+    def _tracked(self, source: Source) -> Tracks:
+        assert self.tracker is not None
+        if source.content not in self._tracks:
+            self._tracks[source.content] = self.tracker.track(source.read())
+        return self._tracks[source.content]
+
+    def _null(self, source: Source) -> float:
+        if source.content not in self._nulls:
+            others = [self._tracked(other).seen for other in self._others(source)]
+            self._nulls[source.content] = mf_null(mf_sym, self._tracked(source).seen, others)
+        return self._nulls[source.content]
+
+    def _others(self, source: Source) -> list[Source]:
+        """The next clips of the comparison after this one."""
+        contents = [other.content for other in self.sources]
+        at = contents.index(source.content)
+        turned = self.sources[at + 1 :] + self.sources[:at]
+        return [other for other in turned if other.content != source.content][:OTHERS]
+
+
+def asked_scene(caption: str) -> Scene | None:
+    """What a caption of the sprite world asks for, its sprites standing at 0; None for any other caption."""
+    found = CAPTION.fullmatch(caption.strip().rstrip(".").lower())
+    if not found:
+        return None
+    colour, shape, second, colour2, shape2, bar, background = found.groups()
+    still, path = np.zeros(2), np.zeros((2, 2))
+    looks = [(shape, colour), *([(shape2, colour2)] if second else [])]
+    sprites = tuple(Sprite(shape, colour, 10.0, path, still, still + 1) for shape, colour in looks)
+    return Scene(sprites, background, path, 0, (SIZE / 2, 8.0) if bar else None)
+
+
+def _none(names: Sequence[str], reason: str) -> Measured:
+    return Measured(missing=dict.fromkeys(names, reason))
+
+
+def _is_small(clip: Clip) -> bool:
+    return (clip.height, clip.width) == (SIZE, SIZE)
+
+
+def _centres(seen: Observation) -> list[list[list[int] | None]]:
+    """The path of the largest sprite of each colour."""
+    colours = sorted({blob.colour for blobs in seen.blobs for blob in blobs})
+    found = [[next((b for b in blobs if b.colour == colour), None) for blobs in seen.blobs] for colour in colours]
+    return [[_tenths(blob.centre) if blob else None for blob in line] for line in found]
+
+
+def _drawn(tracks: Tracks) -> list[list[list[int] | None]]:
+    """Some of the tracks that move most and are seen longest, evenly chosen."""
+    length = np.linalg.norm(np.diff(tracks.positions, axis=1), axis=-1).sum(1) * tracks.visible.mean(1)
+    able = np.flatnonzero(length >= max(1.0, 0.5 * float(np.quantile(length, 0.95))))
+    chosen = able[np.unique(np.linspace(0, len(able) - 1, min(DRAWN, len(able))).astype(int))] if len(able) else able
+    return [
+        [
+            _tenths(place) if visible else None
+            for place, visible in zip(tracks.positions[i], tracks.visible[i], strict=True)
+        ]
+        for i in chosen
+    ]
+
+
+def _tenths(place: np.ndarray) -> list[int]:
+    return [round(float(side) * 10) for side in place]
+
+
+def _stored(path: Path) -> Measured | None:
+    """What was measured before; None where nothing was, or it cannot be read."""
+    try:
+        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,35 @@
+"""How much time is left of a long row of cells."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Pace:
+    """How much time is left, from the seconds that a forward took so far, measuring included."""
+
+    ahead: list[float]
+    seconds: float = 0.0
+    forwards: float = 0.0
+    passed: int = 0
+    idle: list[float] = field(default_factory=list)
+
+    def after(self, seconds: float) -> str:
+        """The time left after one more cell, in words."""
+        walked = self.ahead[self.passed]
+        self.passed += 1
+        if walked:
+            self.seconds, self.forwards = self.seconds + seconds, self.forwards + walked
+        else:
+            self.idle.append(seconds)
+        rest = self.ahead[self.passed :]
+        each = sum(self.idle) / len(self.idle) if self.idle else 0.0
+        a_forward = self.seconds / self.forwards if self.forwards else 0.0
+        left = sum(rest) * a_forward + each * sum(not cost for cost in rest)
+        return "the last" if not rest else f"about {spoken(left)} left"
+
+
+def spoken(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,400 @@
+"""Laws of the page: nothing from outside, captions are text, frames in step; and blind rankings, in real Chromium."""
+
+import base64
+import io
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from motionlora.data.clip import Clip
+from motionlora.data.errors import InputError
+from motionlora.infer.compare_table import write_tables
+from motionlora.infer.method import parsed_method
+from motionlora.infer.pairs import Pair, Source
+from motionlora.infer.rankings import sum_up
+from motionlora.infer.report import embedded, row_id, sheet_of, write_report
+from motionlora.infer.row import Row
+from motionlora.infer.studio import Cell
+
+EVIL = """<script>window.stung = 1</script></script><img src=x onerror="window.stung=1"> & 'so' "on" \u2028"""
+FILE = "<b onclick=window.stung=1>.mp4"
+METHODS = ("none", "flowmotion", "inject", "static")
+FRAMES, PATIENCE = 7, 180.0
+
+
+def clip_of(shade: int) -> Clip:
+    """Frame i is of one colour, 30 i in red and `shade` in green."""
+    pixels = np.zeros((FRAMES, 64, 64, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 30 * np.arange(FRAMES)[:, None, None], shade
+    return Clip(pixels, 12.0, "")
+
+
+def rows_and_cells() -> tuple[list[Row], list[Cell]]:
+    """Two clips, one caption each, four methods, of which one is a control and one fails on the second clip."""
+    rows, cells = [], []
+    for at, (name, caption) in enumerate(((FILE, EVIL), ("two.mp4", "a plain caption"))):
+        clip = clip_of(40 * at)
+        pair = Pair(Source(name, lambda clip=clip: clip, clip.content_hash()), caption, (0,))
+        for number, text in enumerate(METHODS):
+            method = parsed_method(text)
+            cells.append(Cell(pair, method, 0, pair))
+            row = Row(name, "", caption, text, 0, method.control, key=f"{at}{number}")
+            if text == "inject" and at:
+                row = Row(name, "", caption, text, 0, status="failed", sentence=f"it broke: {EVIL}")
+            else:
+                values = {"smf": 0.1 * number + at, "gain": 10.0 - number}
+                row = Row(**{**vars(row), "values": values, "cost": {"forwards": 4.0}, "paths": [[[320, 320], None]]})
+            rows.append(row)
+    return rows, cells
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    rows, cells = rows_and_cells()
+    write_tables(rows, folder, {"model": EVIL})
+
+    def made(cell: Cell) -> Clip:
+        return clip_of(100 + 20 * METHODS.index(cell.method.name))
+
+    write_report(cells, rows, made, lambda source: [[[0, 0]] * FRAMES], folder / "report.html", {"model": EVIL})
+    return folder / "report.html"
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and what stands inside of scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.scripts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            self.scripts[-1] += data
+
+
+def test_the_page_asks_for_nothing_and_captions_are_no_markup(page: Path) -> None:
+    parser = Tags()
+    text = page.read_text(encoding="utf-8")
+    parser.feed(text)
+    assert [tag for tag, _ in parser.tags].count("script") == 2
+    assert "img" not in {tag for tag, _ in parser.tags}
+    assert not {"src", "href", "onclick", "onerror"} & {name for _, found in parser.tags for name in found}
+    assert "http" not in text.replace("http-equiv", "")
+    data = json.loads(parser.scripts[0])
+    assert {row["caption"] for row in data["rows"]} == {EVIL, "a plain caption"}
+    assert data["rows"][0]["clip"] == FILE
+    assert not set("<>&\u2028") & set(parser.scripts[0])
+    assert embedded({"a": [float("nan"), 1.5]}) == '{"a":[null,1.5]}'
+    table = (page.parent / "table.md").read_text(encoding="utf-8")
+    assert "<script" not in table
+    assert "<img" not in table
+
+
+def test_a_sheet_holds_every_frame() -> None:
+    sheet = sheet_of(clip_of(90))
+    picture = Image.open(io.BytesIO(base64.b64decode(sheet["src"].partition(",")[2]))).convert("RGB")
+    assert (sheet["width"], sheet["height"], sheet["frames"], sheet["pixels"]) == (64, 64, FRAMES, 64)
+    for frame in range(FRAMES):
+        place = (frame % sheet["columns"] * 64 + 32, frame // sheet["columns"] * 64 + 32)
+        assert np.abs(np.array(picture.getpixel(place)) - [30 * frame, 90, 0]).max() < 6
+    wide = sheet_of(Clip(np.zeros((3, 480, 832, 3), np.uint8), 12.0, ""))
+    assert (wide["width"], wide["height"], wide["pixels"]) == (416, 240, 832)
+
+
+def test_rankings_are_summed_up_with_equal_ranks_shared(page: Path, tmp_path: Path) -> None:
+    data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    rows, _ = rows_and_cells()
+    ids = {(row.clip, row.method): row_id(row) for row in rows}
+
+    def entry(clip: str, method: str, rank: int) -> dict[str, Any]:
+        return {"cell": ids[clip, method], "motion": rank, "text": 1, "quality": rank}
+
+    first = [entry(FILE, "none", 3), entry(FILE, "flowmotion", 1), entry(FILE, "inject", 2)]
+    second = [entry("two.mp4", "none", 1), entry("two.mp4", "flowmotion", 2)]
+    ranking = {
+        "format": "motionlora ranking 1",
+        "comparison": data["id"],
+        "rater": "A|<b>",
+        "rankings": [first, second],
+    }
+    (tmp_path / "one.json").write_text(json.dumps(ranking))
+    said: list[str] = []
+    sum_up([tmp_path / "one.json"], page.parent, said.append)
+    figures = {(f["method"], f["criterion"]): f for f in json.loads((page.parent / "rankings.json").read_text())}
+    assert figures["none", "motion"]["rank"] == 2.0  # 3 and 1
+    assert figures["flowmotion", "motion"]["rank"] == 1.5
+    assert figures["flowmotion", "motion"]["best"] == 0.5
+    assert figures["none", "text"]["rank"] == 0.5 * (2.0 + 1.5)  # three equal share 2, two share 1.5
+    assert figures["inject", "quality"]["ranked"] == 1
+    assert "1 raters: A/&lt;b>" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": "else"}, "is no ranking"),
+        ({"comparison": "0"}, "another comparison"),
+        ({"rankings": [[{"cell": "?", "motion": 1, "text": 1, "quality": 1}]]}, "names cells that are not there"),
+        ({"rankings": 3}, "is damaged"),
+    ],
+)
+def test_a_wrong_ranking_is_refused(page: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    ranking = {"format": "motionlora ranking 1", "comparison": data["id"], "rankings": []} | change
+    (tmp_path / "r.json").write_text(json.dumps(ranking))
+    with pytest.raises(InputError, match=reason):
+        sum_up([tmp_path / "r.json"], page.parent)
+    with pytest.raises(InputError, match="--out"):
+        sum_up([tmp_path / "r.json"], tmp_path / "nowhere")
+
+
+class Browser:
+    """Headless Chromium, spoken to through two pipes in its own protocol (DevTools): no driver is needed."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        ours_in, theirs_out = os.pipe()
+        theirs_in, ours_out = os.pipe()
+
+        def joined() -> None:  # the protocol's ends are the file descriptors 3 and 4
+            ends = os.dup(theirs_in), os.dup(theirs_out)
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        words = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        words += [
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
+        nowhere = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            [program, *words], close_fds=False, preexec_fn=joined, stdout=nowhere, stderr=nowhere
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.reader, self.writer = os.fdopen(ours_in, "rb", 0), os.fdopen(ours_out, "wb", 0)
+        self.rest, self.count, self.session, self.events = b"", 0, "", []
+        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **values: Any) -> Any:
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": values}
+        message |= {"sessionId": self.session} if self.session else {}
+        self.writer.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.next()
+            if answer.get("id") == self.count:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def next(self) -> dict[str, Any]:
+        while b"\0" not in self.rest:
+            assert select.select([self.reader], [], [], PATIENCE)[0], "Chromium does not answer."
+            more = os.read(self.reader.fileno(), 1 << 20)
+            assert more, "Chromium has gone."
+            self.rest += more
+        text, _, self.rest = self.rest.partition(b"\0")
+        answer = json.loads(text)
+        if "method" in answer:
+            self.events.append(answer)
+        return answer
+
+    def ask(self, script: str) -> Any:
+        """The value of an expression, which may be a promise."""
+        got = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in got, got
+        return got["result"].get("value")
+
+    def until(self, script: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not self._holds(script):
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.1)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.ask(script))
+        except AssertionError:  # between two pages there is nobody to ask
+            return False
+
+    def open(self, path: Path, *, width: int = 1200, height: int = 3000) -> None:
+        """The page on a screen that shows all of it: what is out of sight is not drawn."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 800
+        )
+        self.ask("window.before = true")
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        self.until(
+            "!window.before && document.readyState === 'complete' && document.querySelectorAll('canvas').length > 0"
+        )
+
+    def complaints(self) -> list[Any]:
+        """Exceptions, errors in the console or the log, and everything that was asked of a network."""
+        self.ask("1")
+        found = [e for e in self.events if e["method"] == "Runtime.exceptionThrown"]
+        said = [e["params"] for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
+        logged = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
+        found += [call for call in said if call["type"] == "error"]
+        found += [entry for entry in logged if entry["level"] == "error"]
+        requests = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return found + [url[:80] for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no Chromium on this machine (looked for {', '.join(names)}): the page was not opened")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("Chromium's real-time thread starves the rest of it on a single core: the page was not opened")
+    made = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield made
+    made.process.terminate()
+    made.process.wait(30)
+
+
+def column(browser: Browser, table: str, number: int) -> list[str]:
+    return browser.ask(f"[...document.querySelectorAll('#{table} tbody tr')].map(r => r.cells[{number}].textContent)")
+
+
+def choose(browser: Browser, selector: str, value: str) -> None:
+    browser.ask(f"""(() => {{ const box = document.querySelector({json.dumps(selector)});
+        box.value = {json.dumps(value)}; box.dispatchEvent(new Event('change')); }})()""")
+
+
+def test_clips_play_in_step_and_scrub_together(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    drawn = "[...document.querySelectorAll('canvas')].filter(c => c.player.visible).map(c => c.dataset.frame)"
+    browser.until(f"{drawn}.length >= 5 && {drawn}.every(f => f !== undefined)")
+    browser.ask("setPlaying(true)")
+    before = browser.ask("clock.frame")
+    browser.until(f"Math.abs(clock.frame - {before}) > 1")
+    browser.ask("at('play').click()")
+    assert browser.ask("clock.playing") is False
+    assert browser.ask("at('play').textContent") == "Play"
+    stopped = browser.ask("clock.frame")
+    assert browser.ask("new Promise(done => setTimeout(() => done(clock.frame), 300))") == stopped
+    for frame in (0, 5, 3):
+        browser.ask(f"at('scrub').value = {frame}; at('scrub').dispatchEvent(new Event('input'))")
+        assert set(browser.ask(drawn)) <= {str(frame), str(min(frame, FRAMES - 1))}
+        browser.ask("at('tracks').checked = false; drawFrame()")
+        reds = browser.ask("""[...document.querySelectorAll('canvas')].filter(c => c.player.visible).map(
+            c => c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data[0])""")
+        assert len(reds) >= 5
+        assert all(abs(red - 30 * frame) < 8 for red in reds), "every clip shows the same frame"
+    browser.ask("at('tracks').checked = true; drawFrame()")
+    corner = browser.ask("""(() => { const c = document.querySelector('.reference canvas');
+        return [...c.getContext('2d').getImageData(2, 2, 1, 1).data]; })()""")
+    assert corner[0] > 200, "the reference's path lies at its first pixel, in red"
+    assert browser.complaints() == []
+
+
+def test_tables_sort_and_filters_filter(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    heads = browser.ask("[...document.querySelectorAll('#cells th')].map(h => h.textContent)")
+    smf = heads.index("SMF")
+    click = f"document.querySelectorAll('#cells th button')[{smf}].click()"
+    browser.ask(click)
+    assert column(browser, "cells", smf) == ["1.30", "1.10", "1", "0.30", "0.20", "0.10", "0", "\u2013"]
+    browser.ask(click)
+    assert column(browser, "cells", smf) == ["0", "0.10", "0.20", "0.30", "1", "1.10", "1.30", "\u2013"], (
+        "missing is last"
+    )
+    assert browser.ask(f"document.querySelectorAll('#cells th')[{smf}].ariaSort") == "ascending"
+    assert column(browser, "summary", 0) == list(METHODS)
+    assert column(browser, "summary", 1) == ["2", "2", "1", "2"]
+    choose(browser, "#filter-method", "inject")
+    assert set(column(browser, "cells", 0)) == {"inject"}
+    assert browser.ask("document.querySelectorAll('section.group').length") == 2
+    choose(browser, "#filter-clip", FILE)
+    assert column(browser, "cells", 1) == [FILE]
+    assert browser.ask("document.querySelectorAll('canvas').length") == 2
+    choose(browser, "#filter-method", "")
+    choose(browser, "#filter-clip", "")
+    choose(browser, "#filter-caption", "a plain caption")
+    assert column(browser, "cells", 0) == list(METHODS)
+    assert browser.complaints() == []
+
+
+def test_what_people_wrote_is_text(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.ask("window.stung") is None
+    assert browser.ask("document.querySelector('.group h3').textContent") == EVIL
+    assert browser.ask("document.querySelector('.group .about').textContent").startswith(FILE)
+    assert browser.ask("document.querySelector('.failed').textContent").startswith("inject")
+    assert EVIL in browser.ask("document.querySelector('#facts dd').textContent")
+    assert browser.ask("document.querySelectorAll('script, img, b[onclick]').length") == 2
+
+
+def test_blind_mode_hides_names_and_its_file_is_summed_up(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.open(page)
+    browser.ask("at('blind').click()")
+    text = browser.ask("document.body.innerText + document.getElementById('groups').innerHTML")
+    assert [name for name in METHODS if name in text] == []
+    groups = browser.ask("[...document.querySelectorAll('.group')].map(g => g.querySelectorAll('figure.made').length)")
+    assert groups == [3, 2], "the control is not ranked, nor what failed"
+    assert browser.ask("at('progress').textContent") == "0 of 2 groups ranked"
+    # rank the first group by the green of its clips, which tells the methods apart here
+    browser.ask("""(() => { const group = document.querySelector('.group');
+        drawFrame();
+        const made = [...group.querySelectorAll('figure.made')];
+        made.forEach(f => f.querySelector('canvas').player.draw()); })()""")
+    browser.until("[...document.querySelectorAll('.group figure.made canvas')].slice(0, 3).every(c => c.dataset.frame)")
+    greens = browser.ask("""(() => { const made = [...document.querySelector('.group').querySelectorAll('figure.made')];
+        const green = f => { const c = f.querySelector('canvas');
+          return c.getContext('2d').getImageData(c.width / 2, c.height / 4, 1, 1).data[1]; };
+        const order = made.slice().sort((a, b) => green(a) - green(b));
+        order.forEach((f, i) => f.querySelectorAll('select').forEach(s => {
+          s.value = String(i + 1); s.dispatchEvent(new Event('change')); }));
+        return order.map(green); })()""")
+    assert [round((green - 100) / 20) for green in greens] == [0, 1, 2]
+    assert browser.ask("at('progress').textContent") == "1 of 2 groups ranked"
+    browser.ask("at('rater').value = '7'; window.URL.createObjectURL = () => '#'; at('export').click()")
+    exported = browser.ask("at('exported').value")
+    assert [name for name in METHODS if name in exported] == []
+    (tmp_path / "ranking.json").write_text(exported)
+    sum_up([tmp_path / "ranking.json"], page.parent, lambda line: None)
+    figures = json.loads((page.parent / "rankings.json").read_text())
+    ranks = {figure["method"]: figure["rank"] for figure in figures if figure["criterion"] == "motion"}
+    assert ranks == {"none": 1.0, "flowmotion": 2.0, "inject": 3.0}
+    browser.ask("at('blind').click()")
+    assert column(browser, "summary", 0) == list(METHODS)
+    assert browser.complaints() == []
+
+
+def test_it_reads_on_a_phone_and_in_the_dark(browser: Browser, page: Path) -> None:
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        browser.open(page, width=390, height=844)
+        colours.append(browser.ask("getComputedStyle(document.body).backgroundColor"))
+        assert browser.ask("document.documentElement.scrollWidth") <= 390, "nothing runs out of the screen"
+        if folder := os.environ.get("MOTIONLORA_SCREENSHOTS"):
+            picture = browser.call("Page.captureScreenshot", format="png")["data"]
+            (Path(folder) / f"phone-{scheme}.png").write_bytes(base64.b64decode(picture))
+    assert colours[0] != colours[1]
+    assert browser.complaints() == []
