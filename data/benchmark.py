@@ -1,4 +1,4 @@
-"""The sprite protocol, version 1: sixteen references with exactly known motion, and the captions to move it to.
+"""The sprite protocol, version 2: sixteen references with exactly known motion, and the captions to move it to.
 
 None of the references' motion families is in pre-training (`data/sprites.py`, `FAMILIES`). The definition is hashed,
 and the hash is printed with every table: figures with different hashes must not be compared.
@@ -15,7 +15,7 @@ from motionlora.data.sprites import FRAMES, SIZE, Change, Scene, Sprite, random_
 
 Kind = Literal["open", "closed", "camera", "pair", "occluded", "turning"]
 Form = Literal["short", "objects", "standard", "full"]
-CENTRE, REACH, RADIUS = SIZE / 2 - 0.5, 18.0, 10.5
+CENTRE, REACH, RADIUS = SIZE / 2 - 0.5, 18.0, 11.5
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -86,10 +86,10 @@ def references() -> tuple[Reference, ...]:
         made.append(Reference(f"camera-{name}", "camera", replace(scene, pan=path_of(paths[name]) - CENTRE)))
     for i, (left, right) in enumerate((("circle", "v"), ("s", "zigzag"))):
         halves = [
-            path_of(paths[n]) * np.array([0.9, 0.4]) + np.array([3.0, 19 + s]) for n, s in ((left, -16), (right, 16))
+            path_of(paths[n]) * np.array([0.9, 0.36]) + np.array([3.0, 20 + s]) for n, s in ((left, -16), (right, 16))
         ]
         first, second = (
-            _scene((LOOKS[i + k][0], LOOKS[i + k][1], "dark"), path, seed=30 + i, radius=8.5)
+            _scene((LOOKS[i + k][0], LOOKS[i + k][1], "dark"), path, seed=30 + i, radius=9.0)
             for k, path in enumerate(halves)
         )
         pair = replace(first, sprites=first.sprites + second.sprites)
@@ -97,7 +97,7 @@ def references() -> tuple[Reference, ...]:
     hidden = replace(_scene(LOOKS[2], path_of(OPEN["s"]), seed=40), bar=(40.0, 8.0))
     made.append(Reference("occluded-s", "occluded", hidden))
     turning = _scene(LOOKS[4], path_of(OPEN["v"]), seed=41)
-    turn = replace(turning.sprites[0], angle=np.linspace(0, 3 * np.pi, FRAMES), scale=np.geomspace(0.85, 1.15, FRAMES))
+    turn = replace(turning.sprites[0], angle=np.linspace(0, 3 * np.pi, FRAMES), scale=np.geomspace(0.85, 1.1, FRAMES))
     made.append(Reference("turning-v", "turning", replace(turning, sprites=(turn,))))
     return tuple(made)
 
@@ -143,7 +143,7 @@ def played_backwards(scene: Scene) -> Scene:
 def seen_in_a_mirror(scene: Scene) -> Scene:
     """The scene with the motion of its mirror image, left and right exchanged; a texture keeps its own picture."""
     flip = np.array([1, -1])
-    turned = (replace(s, path=s.path * flip + [0, SIZE - 1], angle=np.pi - s.angle) for s in scene.sprites)
+    turned = (replace(s, path=s.path * flip + [0, SIZE - 1], angle=-s.angle) for s in scene.sprites)
     bar = (SIZE - 1 - scene.bar[0], scene.bar[1]) if scene.bar else None
     return replace(scene, sprites=tuple(turned), pan=scene.pan * flip, bar=bar)
 
@@ -166,7 +166,7 @@ def moved_otherwise(scene: Scene, generator: np.random.Generator) -> Scene:
     if np.ptp(scene.pan, axis=0).any():
         return replace(still, pan=paths[0] - paths[0][0])
     # two sprites keep to the left and the right half, as the references' do
-    span, sides = (np.ones(2), [0]) if len(still.sprites) == 1 else (np.array([0.9, 0.4]), [-16, 16])
+    span, sides = (np.ones(2), [0]) if len(still.sprites) == 1 else (np.array([0.9, 0.36]), [-16, 16])
     moved = (
         replace(sprite, path=path * span + CENTRE + np.array([0, side]))
         for sprite, path, side in zip(still.sprites, paths, sides, strict=False)
@@ -187,5 +187,5 @@ def protocol_hash() -> str:
 def _scene(look: tuple[str, str, str], path: np.ndarray, *, seed: int, radius: float = RADIUS) -> Scene:
     colour, shape, background = look
     still = np.zeros(FRAMES)
-    sprite = Sprite(shape, colour, radius, path, still + 0.3, still + 1)
+    sprite = Sprite(shape, colour, radius, path, still, still + 1)
     return Scene((sprite,), background, np.zeros((FRAMES, 2)), 1000 + seed)

@@ -24,18 +24,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "magenta": (220, 50, 215),
     "cyan": (45, 210, 220),
 }
-# shape -> (number of corners, inner radius as a share of the outer one); a circle has no corners
-SHAPES: dict[str, tuple[int, float]] = {
-    "circle": (0, 1.0),
-    "square": (4, float(np.cos(np.pi / 4))),
-    "triangle": (3, 0.5),
-    "star": (5, 0.45),
+# shape -> (number of corners, inner radius as a share of the outer one, where a corner of the upright shape points, in
+# radians from x to y, that is down); a circle has no corners
+SHAPES: dict[str, tuple[int, float, float]] = {
+    "circle": (0, 1.0, 0.0),
+    "square": (4, float(np.cos(np.pi / 4)), np.pi / 4),
+    "triangle": (3, 0.5, -np.pi / 2),
+    "star": (5, 0.45, -np.pi / 2),
 }
 PLAIN, TEXTURED = ("dark", "light"), ("cloudy", "striped", "checkered")
 BACKGROUNDS = PLAIN + TEXTURED
 FAMILIES = ("static", "linear", "ease", "throw", "smooth")
 """Motion families of pre-training. None of the benchmark's families (`data/benchmark.py`) is among them."""
-RADII = (9.0, 12.0)
+RADII = (10.5, 12.5)
 """Circumscribed radii of a sprite in pixels, measured to be large enough for the shape recogniser."""
 GREY_BAR = 95
 Path = np.ndarray  # float "frame 2", (y, x) in pixels
@@ -43,7 +44,7 @@ Path = np.ndarray  # float "frame 2", (y, x) in pixels
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """One moving shape. `path` is its centre; `angle` in radians and `scale` (factor on `radius`) are per frame."""
+    """One moving shape. Per frame: `path` its centre, `angle` in radians from upright, `scale` a factor on `radius`."""
 
     shape: str
     colour: str
@@ -141,10 +142,11 @@ def _random_sprites(generator: np.random.Generator, count: int, frames: int, spe
     for index in range(count):
         radius = float(generator.uniform(*RADII)) * (1.0 if count == 1 else 0.85)
         scale = np.ones(frames)
-        if generator.random() < 0.12:
+        if generator.random() < 0.08:
             scale = np.geomspace(1, generator.choice((0.8, 1.3)), frames)
-        turn = generator.normal() * 0.08 * speed if generator.random() < 0.3 else 0.0
-        angle = generator.uniform(0, 2 * np.pi) + turn * np.arange(frames)
+        angle = np.zeros(frames)
+        if generator.random() < 0.08:
+            angle = generator.uniform(0, 2 * np.pi) + generator.normal() * 0.08 * speed * np.arange(frames)
         reach = SIZE / 2 - radius * 1.05
         path = SIZE / 2 - 0.5 + random_path(generator, frames, reach=reach, speed=speed)
         if count == 2:  # one each in the left and the right half, so that two stay two
@@ -177,16 +179,14 @@ def _waves(background: str, generator: np.random.Generator) -> tuple[np.ndarray,
                 {"dark": 40.0, "light": 205.0}[background] + generator.uniform(-12, 12),
             )
         case "cloudy":
-            angle, length = generator.uniform(0, 2 * np.pi, 5), generator.uniform(34, 80, 5)
-            amplitude = generator.uniform(6, 12, 5)
+            angle, length = generator.uniform(0, 2 * np.pi, 4), generator.uniform(40, 80, 4)
+            amplitude = generator.uniform(7, 13, 4)
         case "striped":
-            angle = np.full(2, generator.uniform(-0.4, 0.4) + generator.choice((0.0, np.pi / 2)))
-            period = generator.uniform(14, 18)
-            length, amplitude = period / np.array([1.0, 3.0]), np.array([34.0, 6.0])
+            angle = np.full(2, generator.choice((0.0, np.pi / 2)))
+            length, amplitude = 16 / np.array([1.0, 3.0]), np.array([34.0, 6.0])
         case _:
-            tilt = generator.uniform(-0.2, 0.2)
-            angle = np.array([np.pi / 4, -np.pi / 4]) + tilt
-            length, amplitude = np.full(2, generator.uniform(13, 16)), np.array([20.0, 20.0])
+            angle = np.array([np.pi / 4, -np.pi / 4])
+            length, amplitude = np.full(2, 14.5), np.array([20.0, 20.0])
     vector = 2 * np.pi / length[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)
     return vector, amplitude, generator.uniform(115, 135)
 
@@ -214,12 +214,12 @@ def coverage(shape: str, dy: np.ndarray, dx: np.ndarray, radius: np.ndarray, ang
     The plane is folded into the wedge of half a corner, where the outline is one straight edge from the corner
     (radius, 0) to the inner point (inner * radius, pi / corners); the signed distance to it gives the coverage.
     """
-    corners, inner = SHAPES[shape]
+    corners, inner, first = SHAPES[shape]
     reach = np.hypot(dy, dx).astype(np.float32)
     if not corners:
         return np.clip(radius + 0.5 - reach, 0, 1).astype(np.float32)
     wedge = np.pi / corners
-    theta = np.abs((np.arctan2(dy, dx).astype(np.float32) - angle + wedge) % (2 * wedge) - wedge)
+    theta = np.abs((np.arctan2(dy, dx).astype(np.float32) - first - angle + wedge) % (2 * wedge) - wedge)
     edge = np.array([inner * np.cos(wedge) - 1, inner * np.sin(wedge)])
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
     distance = (reach * np.cos(theta) - radius) * normal[0] + reach * np.sin(theta) * normal[1]

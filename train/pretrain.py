@@ -28,7 +28,7 @@ from motionlora.train.progress import Progress, process
 
 WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
 TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
-SHIFT = 2.0
+SHIFT, TRAIN_SHIFT = 2.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Recipe:
     """What is trained, where, and for how long.
 
     Steps are those of each of two processes, whose gradients are averaged. The embedded model had as many steps as the
-    defaults, but its plan was cut three times on the way (6 400, 5 000, 4 400, then 4 000 steps, at steps 800, 2 000
-    and 3 400), so the defaults in one run make a similar model, not the same one.
+    defaults in other portions: 4 000 on an earlier sprite world (tilted shapes, textures of any period; its plan cut
+    three times on the way), then 1 800 of single frames, 600 of 17 and 1 400 of 49 on this one, the last 500 of a plan
+    of 8 300 left out. So the defaults in one run make a similar model, not the same one.
     """
 
     work: Path = Path("runs/pretrain")
@@ -46,9 +47,9 @@ class Recipe:
     """The diffusers folder that is written at the end."""
     parts: tuple[Literal["transformer", "decoder", "write"], ...] = ("transformer", "decoder", "write")
     """What to do, in this order."""
-    image_steps: int = 1_500
-    short_steps: int = 1_200
-    full_steps: int = 1_300
+    image_steps: int = 3_300
+    short_steps: int = 1_800
+    full_steps: int = 2_700
     lr: float = 4e-3
     seed: int = 0
 
@@ -133,7 +134,7 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
             processor.bias = bias
         noise = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32))
         u = torch.from_numpy((np.arange(len(latent)) + generator.random()) / len(latent)).float()
-        time = (SHIFT * u / (1 + (SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
+        time = (TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
         velocity = transformer(latent.lerp(noise, time), 1000 * time.flatten(), embeds, return_dict=False)[0]
         progress.update((velocity - (noise - latent)).square().mean(), {"frames": latent.shape[2]})
         average.update_parameters(net)

@@ -22,7 +22,7 @@ from motionlora.train.progress import Progress, process
 class DecoderRecipe:
     """Steps, crops a step (a quarter as many whole frames late), peak learning rate, noise on the latents."""
 
-    steps: int = 1_600
+    steps: int = 2_200
     batch: int = 8
     crop: int = 32
     whole_share: float = 0.2
