@@ -20,11 +20,10 @@ from motionlora.data.clip import Clip
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Sprite
 from motionlora.infer.measure_motion import mf_code, mf_moving, mf_null, mf_star, mf_sym
 from motionlora.infer.measure_sprites import Observation, observe, scores, seen_scene
+from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.track_points import Tracker, Tracks
 
-VERSION = 1
-"""Of what is measured: measures kept by an older one are made anew."""
 OTHERS = 8
 """Other clips whose tracks tell the chance level of motion fidelity."""
 DRAWN = 30
@@ -86,7 +85,7 @@ class Judge:
     def measured(self, clip: Clip, pair: Pair) -> Measured:
         """Everything about a clip that was to have the pair's motion and show its caption."""
         others = [other.content for other in self._others(pair.source)]
-        parts = (VERSION, repr(self.tracker), clip.content_hash(), pair.source.content, pair.caption)
+        parts = (code_hash(__name__), repr(self.tracker), clip.content_hash(), pair.source.content, pair.caption)
         known = "" if pair.target is None else "true scene"
         path = self.folder / f"{content_key('measures', *parts, known, *others)}.json"
         stored = _stored(path)

@@ -132,6 +132,11 @@ def _guidance(guidance: str, text: str, name: str) -> GuidanceSettings:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"method {name!r}: {value!r} is no value; write a number, a word or [A,B].") from None
+    if "save" in values:
+        raise InputError(
+            f"method {name!r}: a comparison makes many clips and would write {values['save']} over and over: "
+            "save with `motionlora generate`."
+        )
     try:
         return cls.model_validate(values)
     except ValidationError as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from motionlora.infer.effort import walked
 from motionlora.infer.generate import Stopwatch, loaded_model, versions
 from motionlora.infer.method import PLAIN, Method
 from motionlora.infer.order import chosen_device, loaded_lora
+from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.reference import Reference, encoded
 from motionlora.infer.sample import Bar, new_walk, refuse_size
@@ -80,7 +79,7 @@ class Studio:
     def key(self, cell: Cell) -> str:
         """Of the clip: equal wherever everything that goes into it is equal, whichever comparison asks.
 
-        Of our own code only the guidance's file counts: delete `cells` after other changes of it.
+        Of our own code all that makes the clip counts, so that no clip outlives a change of it.
         """
         method = cell.method
         if method.control == "reference":
@@ -89,15 +88,15 @@ class Studio:
         network = (model.fingerprint, model.parts.text_hash, model.parts.vae_hash, str(model.dtype), self.device.type)
         walk = (self.how.attention, self.how.sample.model_dump_json(), repr(self.size), self.exact)
         asked = (cell.pair.caption, self.how.negative, cell.seed)
-        if method.control == "static":
-            return content_key("static", *map(str, (*network, *walk, *asked)))
         guidance = type(method.guidance)
-        code = sha256(Path(inspect.getfile(guidance)).read_bytes()).hexdigest() if guidance.needs_reference else ""
-        steering = (method.guidance_name, method.guidance.model_dump_json(), code)
+        code = code_hash(__name__, guidance.__module__)
+        if method.control == "static":
+            return content_key("static", *map(str, (*network, *walk, *asked, code)))
+        steering = (method.guidance_name, method.guidance.model_dump_json())
         reference = cell.donor.source.content if guidance.needs_reference else ""
         lora = self._lora(cell)
         learned = f"{lora['sha256']} at {lora['strength']}" if lora else ""
-        return content_key("cell", *map(str, (*network, *walk, *asked, *steering, reference, learned)))
+        return content_key("cell", *map(str, (*network, *walk, *asked, *steering, reference, learned, code)))
 
     def is_done(self, cell: Cell) -> bool:
         """Whether nothing has to be walked for it."""

@@ -110,21 +110,28 @@ def by_torch(seen: Compared, pairs: Tensor, tau: float) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-@pytest.mark.parametrize("fuse", FUSINGS.values(), ids=FUSINGS)
-@pytest.mark.parametrize("at_once", [None, 1, 3, 16])
-def test_chunked_is_dense_is_torchs_attention_in_values_and_gradients(fuse: Any, at_once: int | None) -> None:
-    pairs, weights = frame_pairs(4), drawn(9, 2, 16, 30, 2)
+def assert_alike(ours: Any, theirs: Any, fuse: Any, weights: torch.Tensor) -> None:
+    """Two readers of the same queries and keys give the same displacements, and the same gradients to both."""
     found = []
-    for read in (
-        lambda seen: displacements(seen, pairs, soft, 3.0, at_once=at_once),
-        lambda s: by_torch(s, pairs, 3.0),
-    ):
+    for read in (ours, theirs):
         q, k = (x.requires_grad_() for x in heads_of(0))
         value = read(fuse(q, k, GRID))
         (value * weights).sum().backward()
         found.append((value.detach(), q.grad, k.grad))
-    for ours, theirs in zip(*found, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)  # pyright: ignore[reportArgumentType]
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("fuse", FUSINGS.values(), ids=FUSINGS)
+@pytest.mark.parametrize("at_once", [None, 1, 3, 16])
+def test_chunked_is_dense_is_torchs_attention_in_values_and_gradients(fuse: Any, at_once: int | None) -> None:
+    pairs, weights = frame_pairs(4), drawn(9, 2, 16, 30, 2)
+    assert_alike(
+        lambda seen: displacements(seen, pairs, soft, 3.0, at_once=at_once),
+        lambda seen: by_torch(seen, pairs, 3.0),
+        fuse,
+        weights,
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -195,17 +202,12 @@ def test_windows_are_clamped_as_a_whole_and_never_leave_the_frame() -> None:
 @pytest.mark.parametrize("seek", [by_mean, by_most])
 def test_a_window_that_covers_the_frame_is_the_dense_reading(seek: Any) -> None:
     pairs, weights = torch.tensor([[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]), drawn(9, 2, 5, 30, 2)
-    found = []
-    for read in (
+    assert_alike(
         lambda seen: sliding(seen, 3, 2.0, cut(GRID, 2, 4, CPU), 6, seek).displacements,
         lambda seen: displacements(seen, pairs, soft, 2.0),
-    ):
-        q, k = (x.requires_grad_() for x in heads_of(0))
-        value = read(logits_of_means(q, k, GRID))
-        (value * weights).sum().backward()
-        found.append((value.detach(), q.grad, k.grad))
-    for ours, theirs in zip(*found, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)  # pyright: ignore[reportArgumentType]
+        logits_of_means,
+        weights,
+    )
 
 
 def in_loops(seen: Compared, frame: int, other: int, tau: float, tile: tuple[int, int], side: int) -> Any:

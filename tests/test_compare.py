@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from motionlora.data.yaml_file import config_path, read_yaml
 from motionlora.heads.lora import MotionLora
 from motionlora.heads.lora_file import save_lora
 from motionlora.infer import bench_sprites as protocol
+from motionlora.infer import own_code
 from motionlora.infer import studio as studios
 from motionlora.infer.compare import compare, grid
 from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
 from motionlora.infer.guidance_list import guidance_names
 from motionlora.infer.measure_pair import MEASURES, SPRITES, asked_scene
 from motionlora.infer.method import parsed_method, parsed_methods
+from motionlora.infer.own_code import code_hash, sources
 from motionlora.infer.pace import Pace
 from motionlora.infer.pairs import read_captions, read_pairs
 from motionlora.infer.studio import Cell, Size, Studio
@@ -375,6 +378,33 @@ def test_a_mistake_in_the_captions_is_one_sentence(
         read_pairs(changed(settings, captions=tmp_path / name), quiet)
 
 
+def test_kept_clips_and_measures_rest_on_all_the_code_that_makes_them() -> None:
+    """Imports inside functions count, other guidances do not: a method that is added leaves the rest in place."""
+    names = {name: set(sources(f"motionlora.infer.{name}")) for name in ("guide_ditflow", "guide_flowmotion", "studio")}
+    assert {"motionlora.infer.attention_flow", "motionlora.infer.features", "motionlora.infer.found"} <= names[
+        "guide_ditflow"
+    ]
+    assert {"motionlora.infer.sample", "motionlora.heads.wan", "motionlora.data.clip"} <= names["studio"]
+    assert not {"motionlora.infer.guide_ditflow", "motionlora.infer.guide_smm"} & (
+        names["studio"] | names["guide_flowmotion"]
+    )
+    measures = set(sources("motionlora.infer.measure_pair"))
+    assert {"motionlora.infer.recognise_sprites", "motionlora.infer.track_points"} <= measures
+    assert "motionlora.infer.sample" not in measures
+
+
+def test_the_hash_of_code_is_that_of_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("one", "def f():\n    from motionlora.infer.own_two import g\n"), ("two", "g = 1\n")):
+        (tmp_path / f"own_{name}.py").write_text(text)
+    found = {f"motionlora.infer.own_{name}": tmp_path / f"own_{name}.py" for name in ("one", "two")}
+    monkeypatch.setattr(own_code, "find_spec", lambda name: SimpleNamespace(origin=str(found[name])))
+    assert sources("motionlora.infer.own_one") == found
+    before = code_hash.__wrapped__("motionlora.infer.own_one")
+    assert code_hash.__wrapped__("motionlora.infer.own_one") == before
+    (tmp_path / "own_two.py").write_text("g = 2\n")
+    assert code_hash.__wrapped__("motionlora.infer.own_one") != before
+
+
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
@@ -386,6 +416,7 @@ def test_a_mistake_in_the_captions_is_one_sentence(
         (("flowmotion+inject",), "two guidances"),
         (("wrong:none",), "takes its motion from no clip"),
         (("inject", "inject"), "came twice"),
+        (("ditflow:save=v.safetensors",), "over and over: save with `motionlora generate`"),
     ],
 )
 def test_a_wrong_method_is_one_sentence(texts: tuple[str, ...], reason: str) -> None:
