@@ -1,7 +1,7 @@
 """Clips: read from any video, animation or folder of pictures, written so that browsers play them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from jaxtyping import UInt8
 
 from motionlora.data.cache import replacing
 from motionlora.data.errors import InputError
-from motionlora.data.frames import Fit, Footage, Frame, Unreadable, fitted, taken
-from motionlora.data.pictures import open_animation, open_folder, write_animation
-from motionlora.data.video import open_video, write_video
+from motionlora.data.frames import Fit
+from motionlora.data.pictures import write_animation
+from motionlora.data.reading_process import asked
+from motionlora.data.video import write_video
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -76,16 +77,13 @@ def read_clip(
         say: called with each line that the user should see: what was taken and what was cut.
 
     Raises:
-        InputError: not a readable, whole clip, shorter than asked, or an impossible size or count.
+        InputError: not a readable, whole clip, shorter than asked, an impossible size or count, or above a limit
+            (`motionlora.data.limits`). The clip is read in a process of its own: a decoder that dies is refused, too.
     """
-    path = Path(path)
-    footage = _open(path, fps, say)
-    chosen, rate = taken(footage, frames, fps, say)
-    window = fitted(footage, height, width, multiple, fit, say)
-    footage.check(float(footage.stamps[chosen[-1]]))
-    wanted, order = np.unique(chosen, return_inverse=True)
-    _, pictures = _gathered(footage, wanted.tolist(), window)
-    return Clip(pictures[order], rate, _caption(path) if caption is None else caption)
+    wanted = {"frames": frames, "fps": fps, "height": height, "width": width, "multiple": multiple, "fit": fit}
+    facts, pixels = asked("read", Path(path), say, **wanted, caption=caption)
+    assert pixels is not None
+    return Clip(pixels, facts["fps"], facts["caption"])
 
 
 def write_clip(clip: Clip, path: str | Path, *, comment: str = "", exact: bool = False) -> None:
@@ -126,63 +124,4 @@ def describe(path: str | Path, fps: float | None = None) -> dict[str, Any]:
     Raises:
         InputError: as `read_clip`.
     """
-    path = Path(path)
-    footage = _open(path, fps, lambda line: None)
-    footage.check(footage.seconds)
-    reader, _ = _gathered(footage, [0], lambda frame: frame)
-    rate, even = footage.rate()
-    most = footage.moments(rate)
-    return {
-        "path": str(path),
-        "kind": footage.kind,
-        "reader": reader,
-        "frames": footage.frames,
-        "fps": round(rate, 3),
-        "rate": "constant" if even else "variable",
-        "seconds": round(footage.seconds, 3),
-        "height": footage.height,
-        "width": footage.width,
-        "pixel_aspect": round(footage.aspect, 4),
-        "rotation": footage.rotation,
-        "frames_4k1": most - (most - 1) % 4,
-        "caption": _caption(path),
-    }
-
-
-def _open(path: Path, fps: float | None, say: Callable[[str], None]) -> Footage:
-    try:
-        if path.is_dir():
-            return open_folder(path, fps, say)
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as fault:
-        raise InputError(f"{path} cannot be read ({fault.strerror}): check its name and its permissions.") from fault
-    if not head:
-        raise InputError(f"{path} is an empty file, not a video: copy or download it again.")
-    return open_animation(path) if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else open_video(path)
-
-
-def _caption(path: Path) -> str:
-    """The text beside the clip on one line: clip.txt beside clip.mp4, folder.txt beside or caption.txt in a folder."""
-    beside = [path.with_name(f"{path.name}.txt"), path / "caption.txt"] if path.is_dir() else [path.with_suffix(".txt")]
-    for text in beside:
-        try:
-            return " ".join(text.read_text(encoding="utf-8").split())
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeError) as fault:
-            raise InputError(f"{text} cannot be read as a caption ({fault}): save it as UTF-8 text.") from fault
-    return ""
-
-
-def _gathered(
-    footage: Footage, indexes: Sequence[int], fit: Callable[[Frame], Frame]
-) -> tuple[str, UInt8[np.ndarray, "frame height width 3"]]:
-    """The frames at ascending indexes, fitted, by the first reader that can; and that reader's name."""
-    reasons: list[str] = []
-    for name, read in footage.readers:
-        try:
-            return name, np.stack([fit(frame) for frame in read(indexes)])
-        except Unreadable as fault:
-            reasons.append(str(fault))
-    raise InputError(f"{footage.name} is damaged ({reasons[-1]}): re-encode it or copy it again.")
+    return asked("describe", Path(path), lambda line: None, fps=fps)[0]

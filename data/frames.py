@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from motionlora.data.errors import InputError
+from motionlora.data.limits import limits
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Fit = Literal["crop", "letterbox"]
@@ -100,6 +101,7 @@ def taken(
             f"and it lasts {footage.seconds:.2f} s; ask for {most - (most - 1) % 4} frames, or for at least "
             f"{_up(count / footage.seconds):g} fps."
         )
+    limits().refuse_over("frames", count, f"{{}} frames would be taken of {footage.name}", "ask for fewer")
     chosen = footage.shown_at(np.arange(count) / fps)
     _say_time(footage, chosen, fps, own, even, say)
     return chosen, fps
@@ -123,6 +125,12 @@ def checked_frames(frames: int) -> int:
     below = frames - (frames - 1) % 4
     near = f"{below} or {below + 4}" if below >= 1 else "1"
     raise InputError(f"{frames} frames asked, but the model takes 4k+1 (1, 5, 9 ...): ask for {near}.")
+
+
+def check_picture(name: str, height: int, width: int) -> None:
+    """InputError where a frame of this size, known from a header, is above the limit and must not be decoded."""
+    what = f"{name} is {width} x {height}, {{}} pixels a frame"
+    limits().refuse_over("pixels", height * width, what, "make it smaller")
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,7 @@ def _rate(stamps: Float[np.ndarray, " frames"], seconds: float, clock: float) ->
     """
     count = len(stamps)
     if count < 2:
-        return (round(1 / seconds, 3) if seconds > 0 else 16.0), True
+        return (round(1 / seconds, 3) or 1 / seconds if seconds > 0 else 16.0), True
     order = np.arange(count)
     mean = (count - 1) / float(stamps[-1] - stamps[0])
     for rate in (round(mean), round(mean * 1.001) / 1.001, round(mean * 2) / 2, mean):

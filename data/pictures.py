@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from motionlora.data.errors import InputError
-from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable
+from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable, check_picture
+from motionlora.data.limits import MB, limits
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 FOLDER_FPS = 16.0
@@ -34,6 +35,7 @@ def open_folder(folder: Path, fps: float | None, say: Callable[[str], None]) -> 
     if fps is None:
         say(f"{folder}: pictures have no rate, taken as {FOLDER_FPS:g} fps; if they were shot at another, give it, or "
             "the clip's speed changes.")  # fmt: skip
+    limits().refuse_over("frames", len(paths), f"{folder} holds {{}} pictures", "keep those that are meant")
     _say_gaps(folder, paths, say)
     sizes = [_size(path) for path in paths]
     for path, size in zip(paths, sizes, strict=True):
@@ -56,12 +58,16 @@ def open_animation(path: Path) -> Footage:
     """
     try:
         with Image.open(path) as image:
-            lengths = []
-            for index in range(getattr(image, "n_frames", 1)):
+            check_picture(str(path), image.height, image.width)
+            lengths, count = [], getattr(image, "n_frames", 1)
+            limits().refuse_over("frames", count, f"{path} has {{}} frames", "cut it to what is meant")
+            for index in range(count):
                 image.seek(index)
                 image.load()
                 lengths.append(max(float(image.info.get("duration", 0)), 1.0) / 1000)
             size = image.size
+    except InputError:
+        raise
     except (*DAMAGE, EOFError) as fault:
         raise InputError(f"{path} is damaged ({fault}): export it again.") from fault
     if len(lengths) < 2:
@@ -142,7 +148,9 @@ def _say_gaps(folder: Path, paths: Sequence[Path], say: Callable[[str], None]) -
 def _size(path: Path) -> tuple[int, int]:
     """Width and height as seen, from the header."""
     try:
+        limits().refuse_over("file_mb", path.stat().st_size / MB, f"{path} has {{}} MB", "make it smaller")
         with Image.open(path) as image:
+            check_picture(str(path), image.height, image.width)
             if image.mode[0] in "IF":
                 raise InputError(f"{path} has more than 8 bits a channel ({image.mode}): save it as 8-bit RGB or grey.")
             turned = image.getexif().get(0x0112, 1) >= 5

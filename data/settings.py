@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -57,7 +58,7 @@ def parse(
     values = Located() if source is None else section_of(read_yaml(config_path(source)), cls, section, sections or {})
     start = _defaults(cls, values, prog)
     settings = _overridden(cls, start, values, args, prog, _help_text(description, source))
-    _refuse_non_finite(settings)
+    _refuse_impossible(settings)
     if prints:
         print(as_yaml(settings, section), end="")
         raise SystemExit(0)
@@ -65,8 +66,14 @@ def parse(
 
 
 def as_yaml(settings: BaseModel, section: str | None = None) -> str:
-    """The settings as YAML; under the name of their section, so that the file can be given back to `--config`."""
+    """The settings as YAML; under the name of their section, so that the file can be given back to `--config`.
+
+    Also groups that change no result, which other records leave out (`exclude` in their field); not a single value that
+    is so marked, which only the command line gives.
+    """
     values = settings.model_dump(mode="json")
+    silent = {name: getattr(settings, name) for name, field in type(settings).model_fields.items() if field.exclude}
+    values |= {name: group.model_dump(mode="json") for name, group in silent.items() if isinstance(group, BaseModel)}
     return yaml.safe_dump(
         values if section is None else {section: values}, sort_keys=False, allow_unicode=True, width=100
     )
@@ -122,12 +129,21 @@ def _on_defaults(cls: type[BaseModel], values: Mapping[str, Any]) -> Located:
     return complete
 
 
-def _refuse_non_finite(settings: BaseModel) -> None:
-    """No setting of the project means anything at infinity, and `gt=0` alone would let it through."""
+def _refuse_impossible(settings: BaseModel) -> None:
+    """InputError for what no setting of the project can use, though its type allows it.
+
+    `gt=0` alone would let infinity through, torch takes no longer integers, and neither files nor tokenizers take NUL
+    or half a character.
+    """
     for name in flags_of(type(settings)):
         value = functools.reduce(getattr, name.split("."), settings)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{_option(name)} is {value}: it should be a finite number.")
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise InputError(f"{_option(name)} is {part}: it should be a finite number.")
+            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                raise InputError(f"{_option(name)} is a number of {len(f'{part:x}')} hex digits: use one below 2^63.")
+            if isinstance(part, str | Path) and re.search("[\0\ud800-\udfff]", str(part)):
+                raise InputError(f"{_option(name)} is {str(part)!a:.80}: it should hold no NUL and UTF-8 text only.")
 
 
 # --- the command line ---
@@ -176,7 +192,7 @@ def _reason(cls: type[BaseModel], start: BaseModel, values: Located, args: Seque
     """Why tyro refused `args`: found by reading them again ourselves, else its own words in one line."""
     flags, given = flags_of(cls), _given(args)
     if stray := given.pop("", []):
-        return f"unexpected word {stray[0]!r}: options begin with --, and words with spaces need quotes."
+        return f"unexpected word {stray[0]!r:.80}: options begin with --, and words with spaces need quotes."
     for name, words in given.items():
         if misspelt := _misspelt(name, words, flags):
             return misspelt
@@ -189,7 +205,7 @@ def _reason(cls: type[BaseModel], start: BaseModel, values: Located, args: Seque
         cls.model_validate(known)
     except ValidationError as error:
         return sentence(error.errors()[0], cls, values, given, prog)
-    words = " ".join(re.sub(r"[\u2500-\u257f]", " ", said).split())
+    words = " ".join(re.sub(r"[\u2500-\u257f]", " ", said).split())[:800]
     return f"{words or 'these arguments cannot be read'} (see `{prog} --help`)."
 
 
@@ -203,7 +219,7 @@ def _misspelt(name: str, words: Sequence[str], flags: Mapping[str, Any]) -> str:
     if switch is not None and words:
         head, dot, tail = switch.rpartition(".")
         off = _option(f"{head}{dot}no_{tail}")
-        return f"{_option(switch)} takes no value, got {words[0]!r}; write {_option(switch)} or {off}."
+        return f"{_option(switch)} takes no value, got {words[0]!r:.80}; write {_option(switch)} or {off}."
     return "" if words or switch or _takes_many(flags[name]) else f"{_option(name)} needs a value after it."
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from motionlora.data.errors import InputError
-from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable
+from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable, check_picture
+from motionlora.data.limits import limits
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 OPEN = {"format_whitelist": "mov,matroska,webm,gif", "protocol_whitelist": "file"}
 """Containers that are read. A playlist must not make the reader open other files or addresses."""
+BATCH = 256 * 2**20
+"""Bytes of frames that decord decodes at once, and at most 16 frames."""
 
 
 def open_video(path: Path) -> Footage:
@@ -122,7 +125,8 @@ def _header(path: Path) -> _Header:
         with av.open(str(path), options=OPEN) as container:
             stream = _moving(container)
             codec, clock = stream.codec_context.codec.canonical_name, float(stream.time_base or 0)
-            spans, end, whole = _packets(container, stream)
+            check_picture(str(path), stream.height, stream.width)
+            spans, end, whole = _packets(path, container, stream)
             # Not every VP8 packet is shown: there only decoding tells.
             timed = codec != "vp8" and all(span is not None for span in spans)
             stamps = sorted((start * clock, length * clock) for start, length in filter(None, spans))
@@ -136,6 +140,8 @@ def _header(path: Path) -> _Header:
                 last=stamps[-1][1] if stamps else 0.0,
                 missing=bool(spans) and (short or not whole),
             )
+    except (InputError, MemoryError):
+        raise
     except _NoPictures as fault:
         raise InputError(f"{path} holds {fault}no moving pictures: name a video.") from fault
     except Exception as fault:
@@ -145,7 +151,9 @@ def _header(path: Path) -> _Header:
         ) from fault
 
 
-def _packets(container: "InputContainer", stream: "VideoStream") -> tuple[list[tuple[int, int] | None], float, bool]:
+def _packets(
+    path: Path, container: "InputContainer", stream: "VideoStream"
+) -> tuple[list[tuple[int, int] | None], float, bool]:
     """Start and length in ticks of every shown packet of the stream, None where it does not say.
 
     Also when the last packet of any stream ends, in seconds, and whether all packets are whole. Packets are let go one
@@ -161,6 +169,7 @@ def _packets(container: "InputContainer", stream: "VideoStream") -> tuple[list[t
         end = end if span is None else max(end, sum(span) * float(packet.time_base or 0))
         if packet.stream is stream and not packet.is_discard:
             spans.append(span)
+            limits().refuse_over("frames", len(spans), f"{path} has {{}} frames or more", "cut it to what is meant")
     return spans, end, whole
 
 
@@ -192,7 +201,7 @@ def _decoded(path: Path) -> Iterator["VideoFrame"]:
                 if frame.is_corrupt or size != (frame.width, frame.height):
                     raise Unreadable(f"frame {count} is {'broken' if frame.is_corrupt else 'of another size'}")
                 yield frame
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     # PyAV also raises EOFError, IndexError and UnicodeDecodeError on broken files.
     except Exception as fault:
@@ -227,8 +236,9 @@ def _by_decord(
         times = video.get_frame_timestamp(range(len(video)))[:, 0]
         if len(times) != len(stamps) or np.abs(times - times[0] - stamps).max() > clock + 1e-3:
             raise Unreadable("other time stamps")
-        for start in range(0, len(indexes), 16):
-            frames = video.get_batch(list(indexes[start : start + 16])).asnumpy()
+        batch = max(1, min(16, BATCH // (3 * shape[0] * shape[1])))
+        for start in range(0, len(indexes), batch):
+            frames = video.get_batch(list(indexes[start : start + batch])).asnumpy()
             if frames.shape[1:3] != shape:
                 raise Unreadable("another size")
             yield from frames

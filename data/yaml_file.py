@@ -4,6 +4,7 @@ A file has shared keys at the top (`model`, `frames`, ...) and one section for e
 (`train:`, `generate:`). Shared keys that a subcommand's class does not know are left out; its section lies on top.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -14,6 +15,9 @@ import yaml
 from pydantic import BaseModel
 
 from motionlora.data.errors import InputError, meant
+
+LARGEST = 100_000
+"""Characters of a file of settings that are read, and values that its aliases may make of it."""
 
 
 class Located(dict[str, Any]):
@@ -45,17 +49,22 @@ def read_yaml(path: Path) -> Located:
         InputError: unreadable, not YAML, a key twice, or not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as text ({error}); give a YAML file.") from None
+    if len(text) > LARGEST:
+        raise InputError(f"{path} has more than {LARGEST:,} characters, which no settings have; give a YAML file.")
     try:
-        values = yaml.load(text, _loader(path.name))
+        values = _parsed(_loader(path.name)(text), path.name)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         reason = " ".join(str(error.problem or error.context).split())
         raise InputError(f"{path.name}, line {line}: this is not YAML, {reason}; correct the line.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path.name}: this is not YAML, {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise InputError(f"{path.name} is nested too deeply to be read; write plain `key: value` lines.") from None
     if values is None:
         return Located()
     if not isinstance(values, Located):
@@ -63,10 +72,37 @@ def read_yaml(path: Path) -> Located:
     return values
 
 
+def _parsed(loader: yaml.SafeLoader, source: str) -> Any:
+    """The values of a document, which aliases must not blow up: eleven lines can stand for billions of values."""
+    node = loader.get_single_node()
+    if node is not None and _values_in(node, {}) > LARGEST:
+        raise InputError(f"{source} holds more than {LARGEST:,} values by its aliases (&, *); write them out.")
+    return None if node is None else loader.construct_document(node)
+
+
+def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values stand below a node, those behind aliases each time; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted: met again below, it holds itself
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = [] if isinstance(node, yaml.ScalarNode) else parts
+        known[id(node)] = 1 + sum(_values_in(part, known) for part in parts)
+    return known[id(node)]
+
+
 def _loader(source: str) -> type[yaml.SafeLoader]:
     """A safe loader that reads 2e-4 as a number (YAML 1.1 wants 2.0e-4), refuses doubled keys, and remembers lines."""
 
     class Loader(yaml.SafeLoader):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                if isinstance(error, InputError):
+                    raise
+                place, value = f"{source}, line {node.start_mark.line + 1}", str(node.value)[:80]
+                raise InputError(f"{place}: {value!r} cannot be read as its tag says ({error}); correct it.") from None
+
         def construct_yaml_map(self, node: yaml.MappingNode) -> Iterator[Located]:
             values = Located()
             yield values

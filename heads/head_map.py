@@ -140,7 +140,7 @@ class HeadMap:
         """
         came = content.get("format") if isinstance(content, dict) else type(content).__name__
         if came != FORMAT:
-            raise InputError(f"{source} is no head map: its format is {came!r}, not {FORMAT!r}; score the heads again.")
+            raise InputError(f"{source} is no head map: its format is {came!r:.80}, not {FORMAT!r}; score anew.")
         try:
             return cls(
                 backbone=_text(content["backbone"]),
@@ -155,8 +155,8 @@ class HeadMap:
             raise InputError(f"{source} is damaged: {error}") from None
         except KeyError as missing:
             raise InputError(f"{source} is a head map without {missing}; score the heads again.") from None
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{source} is a damaged head map ({error}); score the heads again.") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{source} is a damaged head map ({error!s:.200}); score the heads again.") from None
 
     def save(self, path: str | Path, rule: Rule = "code", ratio: float = 1.3) -> None:
         """Writes `as_json` to a file; either the whole file appears or nothing changes.
@@ -181,7 +181,7 @@ class HeadMap:
             raise InputError(
                 f"Cannot read the head map {path}: {error.strerror}; give a file made by `heads`."
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{path} is no head map: it is not JSON; give a file made by `heads`.") from None
         return cls.from_json(content, str(path))
 

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from motionlora.data.limits import LIBRARY_HEADER, MB, limits
 from motionlora.data.settings import InputError, NumbersError, StorageError
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLora
@@ -28,8 +30,6 @@ from motionlora.heads.lora_write import AS_LAYOUT, Written, number
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HEADER_LIMIT = 100 * 2**20
-"""Bytes of a safetensors header that are read: the library's own limit; the header of a large LoRA has a few 100 KB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ def _flat(value: Any) -> str:
 def _unflat(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -189,7 +189,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        _refuse_long_header(path)
+        _refuse_large(path)
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
@@ -198,21 +198,26 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror or error}): give a LoRA file.") from None
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error}): fetch or train it again.") from None
+        raise InputError(f"{path} is damaged or no safetensors file ({error!s:.200}): fetch it again.") from None
     if not tensors:
         raise InputError(f"{path} holds no tensor: give a LoRA file.")
     return tensors, header
 
 
-def _refuse_long_header(path: Path) -> None:
+def _refuse_large(path: Path) -> None:
     """The first eight bytes claim how long the header is; a false claim must not cost the memory that it names."""
+    facts = path.stat()
+    if not S_ISREG(facts.st_mode):
+        raise InputError(f"{path} is a folder, a device or a pipe, not a file: give a LoRA file.")
+    limits().refuse_over("file_mb", facts.st_size / MB, f"{path} has {{}} MB", "see whether it is a LoRA")
     with path.open("rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
-    if claimed > HEADER_LIMIT:
+    if claimed > LIBRARY_HEADER:
         raise InputError(
-            f"{path} claims a header of {claimed / 2**30:,.1f} GiB, and {HEADER_LIMIT >> 20} MiB are allowed: it is "
+            f"{path} claims a header of {claimed / MB:,.0f} MB, and the format allows {LIBRARY_HEADER // MB}: it is "
             "damaged or no safetensors file; fetch or train it again."
         )
+    limits().refuse_over("header_mb", claimed / MB, f"{path} has a header of {{}} MB", "see whether it is a LoRA")
 
 
 def _serialised(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

@@ -47,14 +47,14 @@ OUTSIDE = {
 
 def from_native(name: str) -> str | None:
     """Our name of `blocks.N.self_attn.q` and the like; None where there is no such module."""
-    match = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
+    match = re.fullmatch(r"(blocks\.[0-9]{1,4}\.)(.+)", name)
     ours = IN_BLOCK.get(match[2]) if match else OUTSIDE.get(name)
     return None if ours is None else (match[1] if match else "") + ours
 
 
 def from_flat(name: str) -> str | None:
     """Our name of `blocks_N_self_attn_q` and the like."""
-    match = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    match = re.fullmatch(r"blocks_([0-9]{1,4})_(.+)", name)
     flat = {native.replace(".", "_"): ours for native, ours in (IN_BLOCK if match else OUTSIDE).items()}
     ours = flat.get(match[2] if match else name)
     return None if ours is None else (f"blocks.{match[1]}." if match else "") + ours
@@ -62,13 +62,13 @@ def from_flat(name: str) -> str | None:
 
 def from_diffusers(name: str) -> str | None:
     """Our names are those of diffusers."""
-    match = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    match = re.fullmatch(r"blocks\.[0-9]{1,4}\.(.+)", name)
     return name if (match[1] in IN_BLOCK.values() if match else name in OUTSIDE.values()) else None
 
 
 def native_name(module: str) -> str:
     """`blocks.N.self_attn.q` from our `blocks.N.attn1.to_q`; InputError where the layout has no name for a module."""
-    match = re.fullmatch(r"(blocks\.\d+\.)(.+)", module)
+    match = re.fullmatch(r"(blocks\.[0-9]{1,4}\.)(.+)", module)
     inner = match[2] if match else module
     for native, ours in (IN_BLOCK if match else OUTSIDE).items():
         if ours == inner:
@@ -164,8 +164,10 @@ def layout_of(path: str | Path, tensors: Mapping[str, Tensor]) -> Layout:
             "part only: save it anew in one layout."
         )
     if any(odd.startswith(layout.prefix) and layout.prefix for layout in LAYOUTS):
-        raise InputError(f"{path} has the tensor {odd}, which is no plain LoRA weight of a Wan module: {ACCEPTED}.")
-    raise InputError(f"{path} has the key {odd}, which is no layout we read: {ACCEPTED} are accepted, one in a file.")
+        raise InputError(
+            f"{path} has the tensor {odd:.100}, which is no plain LoRA weight of a Wan module: {ACCEPTED}."
+        )
+    raise InputError(f"{path} has the key {odd:.100}, which is no layout we read: {ACCEPTED} are accepted, one a file.")
 
 
 def normalised(
@@ -197,7 +199,7 @@ def normalised(
 
 def place(key: str) -> tuple[int, int, str]:
     """Where a weight of ours stands in the order of blocks."""
-    match = re.match(r"blocks\.(\d+)\.(.+)\.lora_[AB]\.weight$", key)
+    match = re.match(r"blocks\.([0-9]{1,4})\.(.+)\.lora_[AB]\.weight$", key)
     names = list(IN_BLOCK.values())
     if not match:
         return 1 << 30, 0, key

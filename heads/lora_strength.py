@@ -122,8 +122,10 @@ def _from_fields(path: Path, key: str, text: str, ranks: Mapping[str, int]) -> d
     try:
         fields = {name.removeprefix("transformer."): value for name, value in json.loads(text).items()}
         scales = _by_config(fields, ranks)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
-        raise InputError(f"{path} has damaged {key} ({error!r}): its strength is unknown; save it again.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
+        raise InputError(
+            f"{path} has damaged {key} ({error!r:.200}), so its strength is unknown: save it anew."
+        ) from None
     if not all(map(math.isfinite, scales.values())):
         raise InputError(f"{path} has an infinite alpha in {key}: its strength is unknown; save it again.")
     return scales
@@ -137,7 +139,7 @@ def _from_beside(beside: Path, ranks: Mapping[str, int]) -> dict[str, float]:
         if any(_by_pattern(pattern, module, fields["r"]) != rank for module, rank in ranks.items()):
             return {}
         scales = _by_config(fields, ranks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, re.error):
         return {}
     return scales if all(map(math.isfinite, scales.values())) else {}
 
@@ -153,6 +155,9 @@ def _by_config(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str,
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: float) -> float:
     """The value of the first pattern that a module ends in, as peft matches them, by its name here or in Wan's code."""
     names = (module, native_name(module))
+    slow = next((key for key in patterns if len(key) > 200 or re.search(r"\)\s*[*+{]", key)), None)
+    if slow is not None:
+        raise re.error(f"the pattern {slow!r:.100} repeats a group, which can take for ever")
     fitting = (value for key, value in patterns.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names))
     return float(next(fitting, default))
 

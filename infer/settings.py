@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from motionlora.data.errors import InputError
+from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
 from motionlora.infer.guide_none import NoGuidance
 
@@ -68,6 +69,8 @@ class GenerateSettings(Settings):
     """Attention backend of diffusers' dispatcher."""
     cache: Path | None = Path("runs/cache")
     """Prompts are kept here, found by content; none computes them anew."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
     @field_validator("frames")
     @classmethod

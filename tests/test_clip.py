@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionlora.data import reading
 from motionlora.data.clip import Clip, describe, read_clip, write_clip
 from motionlora.data.errors import InputError, StorageError
-from motionlora.data.frames import shown_at
+from motionlora.data.frames import Footage, shown_at, taken
 
 CODECS = {
     "h264.mp4": "libx264",
@@ -176,6 +177,12 @@ def test_shown_at_is_brute_force() -> None:
         assert shown_at(stamps, times).tolist() == expected
 
 
+def test_a_single_frame_of_eleven_days_has_a_rate() -> None:
+    footage = Footage("a", np.zeros(1), 1e6, 1e-3, 64, 64, 1.0, 0, "", (), lambda until: None)
+    assert footage.rate() == (1e-6, True)
+    assert taken(footage, None, None, silent)[0].tolist() == [0]
+
+
 def test_what_is_taken_is_said(tmp_path: Path) -> None:
     path = made(tmp_path, "h264.mp4", numbered(41))
     said: list[str] = []
@@ -329,11 +336,12 @@ def test_both_readers_turn_upright(tmp_path: Path, rotation: int, codec: str) ->
 @pytest.mark.parametrize("form", ["h264.mp4", "vp9.webm"])
 def test_without_decord_the_same_frames_come(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(tmp_path, form, np.concatenate([noise(64, 96, 3), numbered(10)]))
-    expected = read(path)
-    assert describe(path)["reader"] == "decord"
+    same: Any = {"frames": None, "fps": None, "height": None, "width": None, "multiple": 16, "fit": "crop"}
+    _, expected = reading.read(path, silent, **same, caption="")
+    assert reading.describe(path, silent, fps=None)[0]["reader"] == "decord"
     monkeypatch.setitem(sys.modules, "decord", None)
-    assert describe(path)["reader"] == "PyAV"
-    assert np.abs(read(path).pixels.astype(int) - expected.pixels).max() <= 3
+    assert reading.describe(path, silent, fps=None)[0]["reader"] == "PyAV"
+    assert np.abs(reading.read(path, silent, **same, caption="")[1].astype(int) - expected).max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -509,7 +517,7 @@ def test_no_permission_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match="Permission denied"):
-        read(path)
+        reading.describe(path, silent, fps=None)
 
 
 # Writing

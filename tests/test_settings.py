@@ -227,3 +227,31 @@ def test_importing_the_loader_imports_nothing_heavy() -> None:
     code = "import sys, motionlora.data.settings; print([m for m in ('torch', 'numpy', 'tyro') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
+
+
+BOMB = "\n".join(["l0: &l0 [x]", *(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "more than 100,000 values by its aliases"),
+        ("&a {model: *a}", "more than 100,000 values by its aliases"),
+        (f"model: {'[' * 3000}", "nested too deeply"),
+        ("# " + "x" * 100_000, "more than 100,000 characters"),
+        ("steps: !!int x", "line 1: 'x' cannot be read as its tag says"),
+        ("model: !!timestamp x", "line 1: 'x' cannot be read as its tag says"),
+        (f"steps: {'9' * 30}", "--steps is a number of 25 hex digits: use one below 2^63"),
+        ('model: "\\ud800"', "--model is '\\ud800': it should hold no NUL and UTF-8 text only"),
+        ('inner: {keep: ["a\\0b"]}', "--inner.keep is 'a\\x00b': it should hold no NUL"),
+    ],
+)  # fmt: skip
+def test_a_file_that_yaml_or_python_would_choke_on_is_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    assert words in refusal(tmp_path, capfd, text)
+
+
+def test_aliases_that_stay_small_are_read(tmp_path: Path) -> None:
+    settings = read(tmp_path, "inner: {keep: &kept [v, q]}\nwalk:\n  inner: {keep: *kept}")
+    assert settings.inner.keep == ("v", "q")

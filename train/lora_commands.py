@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from motionlora.data.errors import InputError
+from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
 from motionlora.infer.settings import lora_choice
 
@@ -27,6 +28,8 @@ class LoraInspectSettings(Settings):
     """A .safetensors file."""
     alpha: str | None = None
     """What it was trained with, where the file does not say it: a number, or `rank`."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class LoraConvertSettings(Settings):
@@ -44,6 +47,8 @@ class LoraConvertSettings(Settings):
     """Of the numbers; bf16 and fp16 halve the file and round."""
     model: str | None = None
     """For `kohya`: the model that it was made for, so that zeros fill the modules that the LoRA has not got."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class LoraMergeSettings(Settings):
@@ -57,6 +62,8 @@ class LoraMergeSettings(Settings):
     """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata."""
     precision: Precision = "fp32"
     """Of the numbers; bf16 and fp16 halve the file and round."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class LoraResizeSettings(Settings):
@@ -74,6 +81,8 @@ class LoraResizeSettings(Settings):
     """What it was trained with, where the file does not say it: a number, or `rank`."""
     precision: Precision = "fp32"
     """Of the numbers; bf16 and fp16 halve the file and round."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class LoraVerifySettings(Settings):
@@ -91,6 +100,8 @@ class LoraVerifySettings(Settings):
     """`auto` takes a GPU where there is one; else a torch device name."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the model; bf16 takes half the memory and agrees less exactly."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 def lora_inspect(settings: LoraInspectSettings) -> None:
