@@ -1,12 +1,14 @@
 # The two commands of a newcomer. Each builds .venv when it is missing; nothing else is needed but python3 (3.11 or newer).
 #   make demo            from a clip to a motion LoRA to new videos, on the embedded tiny Wan, into runs/demo/
 #   make test            the tests, without the slow ones
+#   make conformance     our LoRA files in stock diffusers and peft at two sets of versions, into results/conformance.*
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes the small CPU build of torch (no GPU needed)
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+OLDER := runs/conformance/venv
 
-.PHONY: demo test check
+.PHONY: demo test check conformance licences
 demo: .venv/made
 	$(BIN)/python -m motionlora.train.demo --out runs/demo
 
@@ -15,6 +17,17 @@ test: .venv/made
 
 check: .venv/made
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+conformance: .venv/made $(OLDER)/made
+	$(BIN)/python tests/bench_conformance.py --other $(OLDER)/bin/python
+
+licences: .venv/made
+	$(BIN)/python tests/bench_licences.py
+
+$(OLDER)/made: constraints-older.txt
+	@$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints-older.txt torch diffusers peft transformers accelerate safetensors
+	@touch $@
 
 .venv/made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "motionlora needs Python 3.11 or newer, this is %d.%d: name one with make PYTHON=python3.12" % sys.version_info[:2])'

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from motionlora.heads.token_grid import TokenGrid as TokenGrid
 
@@ -38,6 +38,11 @@ class Backbone(Protocol):
     @property
     def fingerprint(self) -> str:
         """Which weights these are: a hash of the configuration and of a sample of the weights."""
+        ...
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network, or a wrapper that holds it as `.module`."""
         ...
 
     @property
@@ -106,6 +111,10 @@ class Prompt:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:
         """The same prompt elsewhere or in another dtype; None keeps what it is."""
         return Prompt(self.embeds.to(device=device, dtype=dtype))
+
+    def picked(self, rows: Tensor) -> Prompt:
+        """The captions of these rows, "b" integers, in their order; a row may come several times."""
+        return Prompt(self.embeds[rows.to(self.embeds.device)])
 
     def expand(self, batch: int) -> Prompt:
         """One caption for a whole batch, without a copy; `batch` captions are returned as they are."""

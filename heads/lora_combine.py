@@ -15,7 +15,7 @@ from torch import Tensor
 from motionlora.data.settings import InputError
 from motionlora.heads.lora import MotionLora
 from motionlora.heads.lora_layouts import place
-from motionlora.heads.lora_write import folded
+from motionlora.heads.lora_write import filled, folded
 
 SHARED = ("model", "fingerprint")
 """What a merged LoRA tells of its model, where its parts agree."""
@@ -59,7 +59,7 @@ def merged(parts: Sequence[tuple[MotionLora, float]]) -> MotionLora:
     weights: dict[str, Tensor] = {}
     for module, (outputs, inputs) in shapes.items():
         absent = (torch.zeros(0, inputs), torch.zeros(outputs, 0))
-        pairs = [_filled(*modules.get(module, absent), r) for modules, r in zip(factors, ranks, strict=True)]
+        pairs = [filled(*modules.get(module, absent), r) for modules, r in zip(factors, ranks, strict=True)]
         weights[f"{module}.lora_A.weight"] = torch.cat([a for a, _ in pairs])
         weights[f"{module}.lora_B.weight"] = torch.cat([b for _, b in pairs], dim=1)
     ordered = dict(sorted(weights.items(), key=lambda item: place(item[0])))
@@ -99,7 +99,7 @@ def _cut(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple[float, 
     """The best factors of a rank, each with the root of the singular values; squares of what is lost and of all."""
     if len(a) <= rank:
         squares = (b.double().T @ b.double()) * (a.double() @ a.double().T)
-        return *_filled(a, b, rank), (0.0, float(squares.sum()))
+        return *filled(a, b, rank), (0.0, float(squares.sum()))
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, sizes, v = torch.linalg.svd(upper @ lower.T)
@@ -107,13 +107,7 @@ def _cut(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple[float, 
     small_b = (left @ u[:, :rank]) * root * b.any(dim=1, keepdim=True)
     small_a = ((right @ v[:rank].T) * root).T * a.any(dim=0, keepdim=True)
     lost = float(sizes[rank:].square().sum()), float(sizes.square().sum())
-    return *_filled(small_a.float(), small_b.float(), rank), lost
-
-
-def _filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The same update with zeros up to a rank."""
-    missing = rank - a.shape[0]
-    return torch.cat([a, a.new_zeros(missing, a.shape[1])]), torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
+    return *filled(small_a.float(), small_b.float(), rank), lost
 
 
 def _refuse_other_shape(module: str, shape: tuple[int, int], a: Tensor, b: Tensor) -> None:

@@ -1,8 +1,9 @@
 """A LoRA as tensors and header entries in the three layouts that we write.
 
 native: `diffusion_model.blocks.N.self_attn.q.lora_A.weight`, which diffusers and ComfyUI both load right as long as
-alpha equals the rank, so alpha is folded into b. diffusers: `transformer.blocks.N.attn1.to_q.lora_A.weight` with five
-fields of metadata. kohya: `lora_unet_blocks_N_self_attn_q.lora_down.weight` with `.alpha`.
+alpha equals the rank and all modules have the same one, so alpha is folded into b and zeros fill up. diffusers:
+`transformer.blocks.N.attn1.to_q.lora_A.weight` with five fields of metadata. kohya:
+`lora_unet_blocks_N_self_attn_q.lora_down.weight` with `.alpha`, filled up likewise.
 
 Letters: r rank, i inputs, o outputs; a "r i" and b "o r".
 """
@@ -32,6 +33,24 @@ def folded(lora: MotionLora) -> dict[str, tuple[Tensor, Tensor]]:
     """Module -> (a, b) with alpha / rank in b, so that a reader who takes alpha for the rank is right."""
     scale = lora.alpha / lora.rank
     return {module: (a, b if scale == 1.0 else b * scale) for module, (a, b) in lora.modules().items()}
+
+
+def filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same update with zeros up to a rank."""
+    missing = rank - a.shape[0]
+    return torch.cat([a, a.new_zeros(missing, a.shape[1])]), torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
+
+
+def _even(lora: MotionLora) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
+    """As `folded`, every module with the largest rank, and the header's words for that.
+
+    diffusers 0.35 takes the commonest rank for the alpha of all modules of a file without alpha: of a module of half
+    that rank it would double the update.
+    """
+    modules = folded(lora)
+    rank = max(a.shape[0] for a, _ in modules.values())
+    words = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return {module: pair if len(pair[0]) == rank else filled(*pair, rank) for module, pair in modules.items()}, words
 
 
 def padded(lora: MotionLora, config: Mapping[str, Any]) -> MotionLora:
@@ -74,10 +93,11 @@ def whole_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 def _as_native(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
-    for module, (a, b) in folded(lora).items():
+    modules, words = _even(lora)
+    for module, (a, b) in modules.items():
         tensors[f"diffusion_model.{native_name(module)}.lora_A.weight"] = a
         tensors[f"diffusion_model.{native_name(module)}.lora_B.weight"] = b
-    return tensors, {"ss_network_alpha": str(lora.rank)}
+    return tensors, words
 
 
 def _as_diffusers(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,7 +116,8 @@ def _as_diffusers(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _as_kohya(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    modules = {native_name(module): pair for module, pair in folded(lora).items()}
+    evened, words = _even(lora)
+    modules = {native_name(module): pair for module, pair in evened.items()}
     blocks = 1 + max((int(name.split(".")[1]) for name in modules if name.startswith("blocks.")), default=0)
     needed = [f"blocks.{block}.{name}" for block in range(blocks) for name in WHOLE_BLOCK]
     wrong = [name for name in needed if name not in modules] + [name for name in modules if name not in needed]
@@ -111,7 +132,7 @@ def _as_kohya(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
         stem = "lora_unet_" + name.replace(".", "_")
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = a, b
         tensors[f"{stem}.alpha"] = torch.tensor(float(a.shape[0]))
-    return tensors, {"ss_network_alpha": str(lora.rank)}
+    return tensors, words
 
 
 AS_LAYOUT: dict[str, Callable[[MotionLora], tuple[dict[str, Tensor], dict[str, str]]]] = {

@@ -61,6 +61,13 @@ def test_what_was_saved_comes_back_and_two_of_each_stage_are_kept(tmp_path: Path
     assert same(load_checkpoint(save_checkpoint(made(3), tmp_path)), made(3)), "a step that is there is replaced"
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_checkpoints_are_kept_as_wanted(tmp_path: Path, keep: int) -> None:
+    for step in range(1, 6):
+        save_checkpoint(made(step), tmp_path, keep)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"temporal-00000{step}" for step in range(6 - keep, 6)]
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

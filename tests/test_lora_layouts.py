@@ -2,7 +2,6 @@
 written loads in stock diffusers and by ComfyUI's published key rules."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfy_rules import comfy_updates, flat
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,10 +46,6 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: floa
         torch.allclose(one[module], other[module], rtol=0, atol=tolerance * float(other[module].abs().max() + 1))
         for module in one
     )
-
-
-def flat(module: str) -> str:
-    return native_name(module).replace(".", "_")
 
 
 STEMS = {
@@ -172,37 +168,17 @@ def test_two_spellings_in_one_file_are_refused(tmp_path: Path) -> None:
 def test_a_header_that_claims_ten_gigabytes_is_refused_by_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "huge.safetensors"
     path.write_bytes((10 * 2**30).to_bytes(8, "little") + b"{" * 64)
-    with pytest.raises(InputError, match=r"claims a header of 10\.0 GiB, and 100 MiB are allowed") as refusal:
+    with pytest.raises(InputError, match=r"claims a header of 10,240 MB, and the format allows 95") as refusal:
         load_lora(path)
     assert "\n" not in str(refusal.value)
 
 
-# ComfyUI's published rules (comfy/lora.py, comfy/lora_convert.py): for every weight of the model there is the name
-# `diffusion_model.<native>` and `lora_unet_<native with _>`; behind it stands a pair of suffixes; `.alpha`, where there
-# is one, is divided by the rank, else the update is taken as it is. Nothing else is loaded.
-COMFY_SUFFIXES = (
-    (".lora_up.weight", ".lora_down.weight"),
-    ("_lora.up.weight", "_lora.down.weight"),
-    (".lora_B.weight", ".lora_A.weight"),
-    (".lora_B.default.weight", ".lora_A.default.weight"),
-    (".lora.up.weight", ".lora.down.weight"),
-    (".lora_B", ".lora_A"),
-)
-
-
-def comfy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our module -> update as those rules apply it to a model of three blocks."""
-    if "lora_unet__blocks_0_cross_attn_k.lora_down.weight" in tensors:
-        tensors = {re.sub("^lora_unet__", "lora_unet_", key): value for key, value in tensors.items()}
-    found = {}
-    for module in whole_shapes(CONFIG):
-        for stem in (f"diffusion_model.{native_name(module)}", f"lora_unet_{flat(module)}"):
-            for up, down in COMFY_SUFFIXES:
-                if stem + up in tensors:
-                    b, a = tensors[stem + up].float(), tensors[stem + down].float()
-                    alpha = tensors.get(f"{stem}.alpha")
-                    found[module] = (1.0 if alpha is None else float(alpha) / a.shape[0]) * b @ a
-    return found
+@pytest.mark.parametrize("pattern", ["((.*)*)*!", "([a-z_]+[.]?)+!", "x" * 300, "["])
+def test_a_pattern_that_could_take_for_ever_is_refused(tmp_path: Path, pattern: str) -> None:
+    path, told = tmp_path / "slow.safetensors", json.loads(fields(ALPHA)) | {"transformer.alpha_pattern": {pattern: 1}}
+    save_file(strange("native", "A/B", alpha=None), path, metadata={"lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(InputError, match="damaged lora_adapter_metadata"):
+        load_lora(path)
 
 
 COMFY = {
@@ -219,7 +195,7 @@ COMFY = {
 
 @pytest.mark.parametrize(("layout", "alpha"), COMFY)
 def test_the_rules_of_comfyui_give_the_known_table(layout: str, alpha: bool) -> None:
-    found = comfy(strange(layout, "down/up", alpha=ALPHA if alpha else None))
+    found = comfy_updates(strange(layout, "down/up", alpha=ALPHA if alpha else None), whole_shapes(CONFIG))
     factor = COMFY[layout, alpha]
     expected = {} if factor is None else {module: factor * update for module, update in updates(partial()).items()}
     assert same(found, expected)
@@ -236,7 +212,7 @@ def test_what_we_write_loads_by_those_rules_except_diffusers(tmp_path: Path, lay
     tensors = load_file(path)
     kinds = {value.dtype for value in tensors.values() if value.ndim}
     assert kinds == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
-    assert same(comfy(tensors), {} if layout == "diffusers" else updates(lora), tolerance)
+    assert same(comfy_updates(tensors, whole_shapes(CONFIG)), {} if layout == "diffusers" else updates(lora), tolerance)
     assert same(updates(load_lora(path)), updates(lora), tolerance)
 
 

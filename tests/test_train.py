@@ -20,8 +20,8 @@ from motionlora.train.checkpoint import checkpoints, load_checkpoint
 from motionlora.train.journal import Journal
 from motionlora.train.lock import holding
 from motionlora.train.run import TrainResult, train
-from motionlora.train.settings import TrainSettings
-from motionlora.train.stages import check_stride, sparse_clip
+from motionlora.train.settings import TemporalSettings, TrainSettings
+from motionlora.train.stages import check_stride, sparse_clip, temporal_stage
 
 CAPTION = "a red circle over a dark background"
 
@@ -384,6 +384,18 @@ def test_a_stride_must_leave_4k_plus_1_frames(frames, good):
         else:
             with pytest.raises(InputError, match="set it to"):
                 check_stride(frames, stride)
+
+
+@pytest.mark.parametrize(("dropout", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
+def test_a_share_of_samples_is_told_nothing(twin, dropout, least, most):
+    temporal = TemporalSettings(batch=200, stride=2, caption_dropout=dropout)
+    clip = Clip(np.zeros((9, 16, 16, 3), np.uint8), 12.0, CAPTION)
+    stage = temporal_stage(twin, clip, np.ones((2, 2), bool), TrainSettings(frames=9, temporal=temporal))
+    silent = twin.embed([""]).embeds
+    told = stage.told(torch.Generator().manual_seed(0)).embeds
+    assert len(told) == 200
+    assert least <= int((told == silent).all((1, 2)).sum()) <= most
+    assert int(((told == silent).all((1, 2)) | (told == twin.embed([CAPTION]).embeds).all((1, 2))).sum()) == 200
 
 
 def test_the_sparse_clip_plays_as_long_as_the_whole():

@@ -25,7 +25,6 @@ from motionlora.train.identity import versions
 
 STAGES = ("spatial", "temporal")
 LORA, MOMENTS, STATE = "lora.safetensors", "optimizer.safetensors", "state.json"
-KEPT = 2
 
 
 class DamagedError(StorageError):
@@ -48,8 +47,11 @@ class Checkpoint:
         return f"{self.stage}-{self.step:06d}"
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write `folder/<stage>-<step>` whole or not at all, then drop all but the last two of the stage.
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
+    """Write `folder/<stage>-<step>` whole or not at all, then drop all but the last `keep` of the stage.
+
+    Args:
+        keep: 1 or more; with 2 there is one to go back to if the disk damages the last.
 
     Raises:
         StorageError: the disk is full or read-only; the checkpoints that were there are as before.
@@ -73,7 +75,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
             _remove(target)
         os.replace(unfinished, target)
         _sync_folder(folder)
-        for old in checkpoints(folder, checkpoint.stage)[:-KEPT]:
+        for old in checkpoints(folder, checkpoint.stage)[:-keep]:
             _remove(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)

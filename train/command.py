@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from motionlora.data.errors import InputError, NumbersError, StorageError, meant
+from motionlora.data.limits import Limits
 from motionlora.data.settings import parse, take_flag
+from motionlora.train.private import without_secrets
 from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, with_guidance
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -21,8 +23,8 @@ Motion transfer on video Diffusion Transformers: from one clip to a motion LoRA 
 
 {subcommands}
 
-`motionlora SUBCOMMAND --help` lists its options. Settings come from `--config NAME|FILE` (tiny, wan2.1_1.3b, wan2.1_14b
-or a YAML file; default: tiny), then from the options; `--print-config` prints the result as YAML."""
+`motionlora SUBCOMMAND --help` lists its options. Settings come from `--config NAME|FILE` (tiny, wan2.1_1.3b,
+wan2.1_14b, wan2.2_5b or a YAML file; default: tiny), then from the options; `--print-config` prints them as YAML."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +42,8 @@ def _run(words: list[str]) -> int:
     name, rest = _found(words)
     subcommand = SUBCOMMANDS[name]
     settings = settings_of(name, rest)
-    subcommand.run(settings)
+    with getattr(settings, "limits", Limits()).used():
+        subcommand.run(settings)
     sys.stdout.flush()
     return 0
 
@@ -79,13 +82,13 @@ def _refuse_foreign_size(argv: Sequence[str], config: str) -> None:
     if model not in (None, config) and "config" not in given and not {"height", "width"} <= given:
         raise InputError(
             f"--model {model} came without --config, and the default file, {config}, is made for another model: add "
-            "--config wan2.1_1.3b or wan2.1_14b or a file of your own, or set both --height and --width."
+            "--config wan2.1_1.3b, wan2.1_14b or wan2.2_5b or a file of your own, or set both --height and --width."
         )
 
 
 def _found(words: list[str]) -> tuple[str, list[str]]:
     """The subcommand that `words` begin with and the words after it; ends the run if help was wanted instead."""
-    for length in (2, 1):
+    for length in (3, 2, 1):
         name = " ".join(words[:length])
         if name in SUBCOMMANDS:
             return name, words[length:]
@@ -140,10 +143,10 @@ def _exit_code(error: BaseException) -> int:
         case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             _say("out of memory; take fewer frames, a smaller size or --gradient-checkpointing.")
             return 2
-    traceback.print_exception(error)
+    print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     _say("this is a bug of motionlora: please report it with the lines above and the command.")
     return 1
 
 
 def _say(sentence: str) -> None:
-    print(f"motionlora: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    print(f"motionlora: {without_secrets(' '.join(sentence.split()))}", file=sys.stderr, flush=True)

@@ -7,8 +7,8 @@ from motionlora.data.errors import InputError
 from motionlora.train.settings import TrainSettings
 
 IRRELEVANT = (
-    "out", "clip", "caption", "model", "resume", "device", "cache", "tracker", "checkpoint_every", "log_every",
-    "stages", "gradient_checkpointing", "lora.strength",
+    "out", "clip", "caption", "model", "resume", "device", "cache", "tracker", "checkpoint_every", "keep_checkpoints",
+    "log_every", "stages", "gradient_checkpointing", "lora.strength", "private", "deterministic",
 )  # fmt: skip
 """Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
 

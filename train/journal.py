@@ -10,10 +10,13 @@ from motionlora.data.cache import replacing
 from motionlora.data.errors import StorageError
 from motionlora.train.identity import flattened
 from motionlora.train.loss import LossByTime
+from motionlora.train.private import shared
 from motionlora.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+QUIET_WANDB = {"console": "off", "disable_git": True, "save_code": False, "x_disable_meta": True}
 
 
 class Journal:
@@ -55,9 +58,14 @@ def journal(settings: TrainSettings, stage: str, accelerator: "Accelerator", *, 
 
 
 def start_trackers(accelerator: "Accelerator", settings: TrainSettings) -> None:
-    """Start accelerate's tracker with the flattened settings; wandb stays offline where no key or mode is set."""
-    config = {name: _plain(value) for name, value in flattened(settings.model_dump(mode="json")).items()}
-    wandb: dict[str, Any] = {"dir": str(settings.out), "name": settings.out.name}
+    """Start accelerate's tracker with the flattened settings; wandb stays offline where no key or mode is set.
+
+    By itself wandb also keeps the command line, the working folder and what is printed: not so in a private run.
+    """
+    tree = shared(settings.model_dump(mode="json"), settings.private)
+    config = {name: _plain(value) for name, value in flattened(tree).items()}
+    wandb: dict[str, Any] = {"dir": str(settings.out)}
+    wandb |= {"settings": QUIET_WANDB} if settings.private else {"name": settings.out.name}
     if not {"WANDB_MODE", "WANDB_API_KEY"} & os.environ.keys():
         wandb["mode"] = "offline"
     accelerator.init_trackers("motionlora", config=config, init_kwargs={"wandb": wandb})

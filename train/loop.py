@@ -102,8 +102,9 @@ def training_step(
     for micro in range(settings.gradient_accumulation):
         key = (settings.seed, stage.name, step, accelerator.process_index, micro)
         with accelerator.accumulate(model.transformer), model.positioned(stage.positions):
-            point = stage.point(keyed_generator(*key))
-            parts = stage.loss(model, point)
+            generator = keyed_generator(*key)
+            point = stage.point(generator)
+            parts = stage.loss(model, point, stage.told(generator))
             accelerator.backward(parts.total)
             if accelerator.sync_gradients:
                 # DeepSpeed clips by itself and may not tell.
@@ -141,7 +142,7 @@ def save(
     checkpoint = Checkpoint(stage.name, step, lora, moments_of(optimizer, list(lora)), run.identity)
     folder = run.settings.out / "checkpoints"
     if run.accelerator.is_main_process:
-        save_checkpoint(checkpoint, folder)
+        save_checkpoint(checkpoint, folder, run.settings.keep_checkpoints)
     run.accelerator.wait_for_everyone()
     return folder / checkpoint.name
 

@@ -37,13 +37,13 @@ def _scored(shop: Workshop, latent: Latent) -> HeadMap:
         model, latent, model.embed([clip.caption]), times, keyed_generator(shop.settings.seed, "heads")
     )
     block = mask_block(grid.tokens_per_frame)
-    return HeadMap(_model_id(shop), grid, times, scores, block, clip.content_hash(), clip.caption)
+    return HeadMap(_model_id(shop), grid, times, scores, block, clip.content_hash(), shop.caption)
 
 
 def _fits(found: HeadMap, shop: Workshop, latent: Latent) -> bool:
     now = (_model_id(shop), shop.model.grid(latent), shop.settings.heads.times, shop.clip.content_hash())
-    return (found.backbone, found.grid, found.times, found.clip_hash) == now and found.caption == shop.clip.caption
+    return (found.backbone, found.grid, found.times, found.clip_hash) == now and found.caption == shop.caption
 
 
 def _model_id(shop: Workshop) -> str:
-    return f"{shop.model.name} {shop.model.fingerprint[:12]}"
+    return f"{shop.model_name} {shop.model.fingerprint[:12]}"

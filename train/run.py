@@ -18,10 +18,13 @@ from motionlora.heads.lora import MotionLoraHandle, attach, load_into, set_stren
 from motionlora.heads.lora_file import load_lora, save_lora
 from motionlora.train.bad_steps import BadSteps
 from motionlora.train.checkpoint import Checkpoint, checkpoints, load_checkpoint, set_damaged_aside
+from motionlora.train.deterministic import deterministic, machine
 from motionlora.train.identity import identity, refuse_changes, versions
 from motionlora.train.journal import start_trackers
 from motionlora.train.lock import holding
 from motionlora.train.loop import Run, fit
+from motionlora.train.plan import announce
+from motionlora.train.private import PATHS, refuse_secrets, shared
 from motionlora.train.reference_heads import heads_of
 from motionlora.train.settings import TrainSettings
 from motionlora.train.stages import Stage, check_stride, spatial_stage, temporal_stage
@@ -50,13 +53,15 @@ def train(settings: TrainSettings, say: Callable[[str], None] = print) -> TrainR
     refuse_early(settings)
     accelerator = new_accelerator(settings)
     say = say if accelerator.is_main_process else _silent
-    with holding(settings.out, say) if accelerator.is_main_process else nullcontext():
+    lock = holding(settings.out, say) if accelerator.is_main_process else nullcontext()
+    with lock, deterministic(settings.deterministic):
         return _trained(opened(settings, accelerator, say))
 
 
 def _trained(shop: Workshop) -> TrainResult:
     settings, accelerator = shop.settings, shop.accelerator
     try:
+        announce(shop)
         head_map = heads_of(shop)
         temporal_heads(shop, head_map)
         if settings.tracker != "none":
@@ -72,7 +77,8 @@ def _trained(shop: Workshop) -> TrainResult:
 
 
 def refuse_early(settings: TrainSettings) -> None:
-    """InputError for what can be seen without a model: no clip, impossible frames or stride, a folder in use."""
+    """InputError for what can be seen without a model: no clip, impossible frames or stride, a key, a used folder."""
+    refuse_secrets(settings.model_dump(mode="json"))
     if settings.clip is None or not settings.clip.exists():
         came = "No clip was given" if settings.clip is None else f"There is no clip {settings.clip}"
         raise InputError(f"{came}: name a video file or a folder of images with --clip.")
@@ -157,8 +163,9 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
     """One stage from start, or from where it was stopped, to its file; nothing if the file is there already."""
     settings, model, name = shop.settings, shop.model, stage.name
     path = shop.file(f"{name}.safetensors")
-    content = {"clip": shop.clip.content_hash(), "caption": shop.clip.caption, "model": model.fingerprint}
+    content = {"clip": shop.clip.content_hash(), "caption": shop.caption, "model": model.fingerprint}
     content |= {"heads": sha256(stage.chosen.tobytes()).hexdigest(), "spatial_lora": under}
+    content |= machine(shop.accelerator.device) if settings.deterministic else {}
     made_of = identity(settings, name, **content) | {"processes": shop.accelerator.num_processes}
     if path.exists() and settings.resume:
         before: dict[str, Any] = load_lora(path).provenance.get("identity", {})
@@ -217,15 +224,15 @@ def _provenance(shop: Workshop, stage: Stage, made_of: dict[str, Any]) -> dict[s
         "rule": settings.heads.rule,
         "ratio": settings.heads.ratio,
         "trained_grid": {"frames": grid.frames, "height": grid.height, "width": grid.width},
-        "settings": settings.model_dump(mode="json", exclude={"clip", "model", "out", "cache", "resume"}),
+        "settings": shared(settings.model_dump(mode="json", exclude=set(PATHS)), settings.private),
         "identity": made_of,
         "versions": versions(),
         "strength": settings.lora.strength,
         "steps": stage.settings.steps,
-        "model": shop.model.name,
+        "model": shop.model_name,
         "fingerprint": shop.model.fingerprint,
         "clip_hash": clip.content_hash(),
-        "caption": clip.caption,
+        "caption": shop.caption,
         "clip": {"frames": clip.frames, "height": clip.height, "width": clip.width, "fps": clip.fps},
     }
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
 from motionlora.heads.settings import HeadSettings, LoraSettings
 from motionlora.infer.settings import SampleSettings
@@ -36,6 +37,8 @@ class SpatialSettings(Settings):
     """Learning rate of AdamW (release: 1e-4)."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay (paper and release: 0.1)."""
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability with which a sample is told nothing instead of the caption."""
     batch: int = Field(default=1, ge=1)
     """Random frames per step and process (release: 1). A GPU takes several in the time of one."""
 
@@ -49,6 +52,8 @@ class TemporalSettings(Settings):
     """Learning rate of AdamW (release: 1e-4)."""
     weight_decay: float = Field(default=0.5, ge=0)
     """Decoupled weight decay (release: 0.5, paper: 0.99)."""
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability with which a sample is told nothing instead of the caption."""
     batch: int = Field(default=1, ge=1)
     """Noise draws of the clip per step and process (release: 1)."""
     stride: int = Field(default=5, ge=1)
@@ -124,16 +129,24 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     """Trade a second forward for memory; needed for the real Wan."""
     checkpoint_every: int = Field(default=250, ge=1)
-    """Steps between checkpoints; the last two of each stage are kept."""
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of each stage are kept; with 2 there is one to go back to if the disk damages the last."""
     log_every: int = Field(default=100, ge=1)
     """Steps between rows with the loss by noise level."""
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
     """Besides the run's own JSONL log, which is always written."""
     resume: str = ""
     """`latest`, or a checkpoint folder of this run; empty starts anew."""
+    private: bool = False
+    """Leave captions and paths out of LoRA files, settings.yaml, pictures and trackers; `--resume` then needs both."""
+    deterministic: bool = False
+    """The same LoRA again, bit for bit, on the same machine with the same versions; a GPU is slower for it."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; or `cpu`, or `cuda`."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the frozen model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
     cache: Path | None = Path("runs/cache")
     """Latents and prompts are kept here, found by content; none computes them anew."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""

@@ -39,6 +39,7 @@ class Stage:
     name: Literal["spatial", "temporal"]
     latents: Float[Tensor, "n c f h w"]
     prompt: Prompt
+    """The clip's caption, and behind it the empty one where captions may be dropped."""
     chosen: np.ndarray
     positions: "Positions"
     motion: Motion
@@ -54,9 +55,16 @@ class Stage:
         noise = torch.randn(clean.shape, generator=generator)
         return path_point(clean, noise.to(clean.device), time.to(clean.device))
 
-    def loss(self, model: Backbone, point: PathPoint) -> Parts:
+    def told(self, generator: Generator) -> Prompt:
+        """What each sample of a batch is told: the caption, or nothing with the probability `caption_dropout`."""
+        batch, dropout = self.settings.batch, self.settings.caption_dropout
+        if not dropout:
+            return self.prompt.expand(batch)
+        return self.prompt.picked((torch.rand(batch, generator=generator) < dropout).long())
+
+    def loss(self, model: Backbone, point: PathPoint, told: Prompt) -> Parts:
         """`w(t) (denoising + weight * motion)`, mean over the batch (methods.md sections 2.5 and 2.6)."""
-        predicted = model.velocity(point.latent, point.time, self.prompt.expand(len(point.time)))
+        predicted = model.velocity(point.latent, point.time, told)
         denoise = denoising_loss(predicted, point.target)
         motion = motion_loss(predicted, point.target, self.motion)
         weight = weight_of_time(self.noise.weighting, self.noise.shift)(point.time)
@@ -70,7 +78,7 @@ def spatial_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: Tra
     return Stage(
         name="spatial",
         latents=torch.cat([model.encode(frame) for frame in frames]),
-        prompt=model.embed([clip.caption]),
+        prompt=model.embed(captions_of(clip, settings.spatial)),
         chosen=chosen,
         positions=torch.zeros(1, dtype=torch.float64),
         motion="none",
@@ -86,7 +94,7 @@ def temporal_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: Tr
     return Stage(
         name="temporal",
         latents=model.encode(sparse_clip(clip, temporal.stride)),
-        prompt=model.embed([clip.caption]),
+        prompt=model.embed(captions_of(clip, temporal)),
         chosen=chosen,
         positions=sparse_positions(temporal.positions, frames=clip.frames, stride=temporal.stride),
         motion=temporal.motion,
@@ -94,6 +102,11 @@ def temporal_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: Tr
         noise=settings.noise,
         settings=temporal,
     )
+
+
+def captions_of(clip: Clip, settings: SpatialSettings | TemporalSettings) -> list[str]:
+    """What a stage may say of the clip: its caption, and nothing if captions are dropped."""
+    return [clip.caption, ""] if settings.caption_dropout else [clip.caption]
 
 
 def sparse_clip(clip: Clip, stride: int) -> Clip:

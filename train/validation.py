@@ -33,11 +33,12 @@ def validation(shop: "Workshop", stage: Stage, offset: int) -> Callable[[int], N
         return _nothing
     captions = settings.captions or (shop.clip.caption,)
     prompt, negative = shop.model.embed(captions), shop.model.embed([settings.negative])
+    names = [f"caption {index}" for index in range(len(captions))] if shop.settings.private else captions
 
     def validate(step: int) -> None:
         if shop.accelerator.is_main_process:
             with shop.timed("validation"), acting_alone(shop, stage.name):
-                clips = [_made(shop, prompt[index], negative, caption) for index, caption in enumerate(captions)]
+                clips = [_made(shop, prompt[index], negative, name) for index, name in enumerate(names)]
             show(shop, clips, step, offset)
         shop.accelerator.wait_for_everyone()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, read_clip, write_clip
@@ -17,6 +18,7 @@ from motionlora.data.errors import StorageError
 from motionlora.data.settings import as_yaml
 from motionlora.heads.wan import WanBackbone
 from motionlora.train.checkpoint import drop_newer
+from motionlora.train.private import model_name, needed_again, shared, told_caption
 from motionlora.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -52,7 +54,18 @@ class Workshop:
         launcher = "motionlora train"
         if self.accelerator.num_processes > 1:
             launcher = "accelerate launch -m motionlora.train"
-        return f"{launcher} --config {shlex.quote(str(self.file('settings.yaml')))} --resume latest"
+        words = ["--config", str(self.file("settings.yaml")), *needed_again(self.settings), "--resume", "latest"]
+        return f"{launcher} {shlex.join(words)}"
+
+    @property
+    def caption(self) -> str:
+        """What files say of the clip's caption."""
+        return told_caption(self.clip, self.settings.private)
+
+    @property
+    def model_name(self) -> str:
+        """What files call the model."""
+        return model_name(self.model.name, self.settings.model, self.settings.private)
 
 
 def new_accelerator(settings: TrainSettings) -> "Accelerator":
@@ -110,10 +123,19 @@ def _start_folder(shop: Workshop) -> None:
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         with replacing(shop.file("settings.yaml")) as draft:
-            draft.write_text(as_yaml(anew, "train"), encoding="utf-8")
-        write_clip(shop.clip, shop.file("reference.mp4"), comment=shop.clip.caption)
+            draft.write_text(_settings_file(anew), encoding="utf-8")
+        write_clip(shop.clip, shop.file("reference.mp4"), comment=shop.caption)
     except OSError as error:
         raise StorageError(f"Cannot write to {settings.out} ({error}): choose another --out or free space.") from error
     if settings.resume not in ("", "latest"):
         for path in drop_newer(Path(settings.resume)):
             shop.say(f"Going back to {settings.resume}: removed the newer {path}")
+
+
+def _settings_file(settings: TrainSettings) -> str:
+    """YAML that can be given back; a private run's lacks what `needed_again` names."""
+    text = as_yaml(settings, "train")
+    if not settings.private:
+        return text
+    tree = shared(yaml.safe_load(text)["train"], private=True)
+    return yaml.safe_dump({"train": tree}, sort_keys=False, allow_unicode=True, width=100)
