@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video behind the `Backbone` protocol: the transformer stays loaded, VAE and text encoder come and go.
+"""Text-to-video Wan behind the `Backbone` protocol: the transformer stays loaded, VAE and text encoder come and go.
 
 Letters: b batch, c latent channel, f latent frame, h height, w width, l text token, d width.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class WanBackbone:
-    """A loaded Wan 2.1 text-to-video model, frozen. Time runs from 0 (clean) to 1 (noise).
+    """A loaded text-to-video Wan of one transformer, frozen. Time runs from 0 (clean) to 1 (noise).
 
     `transformer` may be a wrapper that holds the model as `.module`: `dataclasses.replace(model, transformer=wrapped)`
     shares everything else.
@@ -64,7 +64,7 @@ class WanBackbone:
             cache: folder for latents and prompts, found again by content; None computes them each time.
 
         Raises:
-            InputError: not there, damaged, or not Wan 2.1 text-to-video.
+            InputError: not there, damaged, or not text-to-video of Wan 2.1 or Wan 2.2 TI2V-5B.
         """
         folder = found_folder(source)
         device = torch.device(device)
@@ -116,12 +116,12 @@ class WanBackbone:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels a latent covers in height and in width: 8 for Wan 2.1, 4 for the tiny."""
+        """Pixels a latent covers in height and in width: 8 for Wan 2.1, 16 for TI2V-5B, 4 for the tiny."""
         return self.parts.vae_config["scale_factor_spatial"]
 
     @property
     def multiple(self) -> int:
-        """Height and width in pixels must be multiples of this: 16 for Wan 2.1, 8 for the tiny."""
+        """Height and width in pixels must be multiples of this: 16 for Wan 2.1, 32 for TI2V-5B, 8 for the tiny."""
         return self.spatial_factor * self.config.patch_size[1]
 
     @property
@@ -201,9 +201,10 @@ class WanBackbone:
         """
         self._refuse_fused()
         batch = latent.shape[0]
+        level = (1000 * time.to(self.device, torch.float32)).expand(batch)
         velocity = self.transformer(
             hidden_states=latent.to(self.dtype),
-            timestep=(1000 * time.to(self.device, torch.float32)).expand(batch),
+            timestep=repeat(level, "b -> b s", s=self.grid(latent).tokens) if self.parts.token_times else level,
             encoder_hidden_states=prompt.to(self.device, self.dtype).expand(batch).embeds,
             return_dict=False,
         )[0]
@@ -295,6 +296,4 @@ class WanBackbone:
     def _refuse_fused(self) -> None:
         transformer: Any = unwrapped(self.transformer)
         if getattr(transformer.blocks[0].attn1, "fused_projections", False):
-            raise InputError(
-                "The model's qkv projections are fused, which bypasses the LoRA: call unfuse_qkv_projections() first."
-            )
+            raise InputError("The qkv projections are fused, which bypasses the LoRA: call unfuse_qkv_projections().")

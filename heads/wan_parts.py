@@ -47,6 +47,11 @@ class WanParts:
         return {name: given.get(name, default.default) for name, default in defaults.items() if name != "self"}
 
     @cached_property
+    def token_times(self) -> bool:
+        """The network is fed a time for every token (TI2V-5B); for text-to-video they are all the same."""
+        return bool(read_json(self.folder / "model_index.json").get("expand_timesteps"))
+
+    @cached_property
     def vae_hash(self) -> str:
         """Which VAE this is: its latents are cached under this name."""
         return sampled_hash(self.folder / "vae")

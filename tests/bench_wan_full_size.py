@@ -9,34 +9,31 @@ Writes results/wan_full_size.md and .json.
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from motionlora.heads import score
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import attach
 from motionlora.heads.positions import sparse_positions
-from motionlora.heads.wan import WanBackbone
+from motionlora.heads.wan_outline import META, PUBLISHED
+from motionlora.train.count import Count as Counted
+from motionlora.train.count import counting
 from motionlora.train.settings import NoiseSettings, TemporalSettings
 from motionlora.train.stages import Stage
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-WANS: dict[str, dict[str, Any]] = {
-    "Wan2.1 1.3B": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
-    "Wan2.1 14B": {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
+WANS = {
+    "Wan2.1 1.3B": PUBLISHED["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
+    "Wan2.1 14B": PUBLISHED["Wan-AI/Wan2.1-T2V-14B-Diffusers"],
 }
 FRAMES, STRIDE, HEIGHT, WIDTH, RANK, TEXT = 81, 5, 480, 832, 32, (512, 4096)
 
@@ -51,7 +48,7 @@ class Count:
     tokens: int
     tflops: float
     attention_share: float
-    """Of all FLOPs, the share in batched products: self-attention, cross-attention, head scores."""
+    """Of all FLOPs, the share in attention, to itself and to the caption, and in head scores."""
     trainable_parameters: int | None = None
 
 
@@ -89,8 +86,8 @@ def forward(name: str, what: str, frames: int, blocks: int | None = None, *, sco
     """One forward of a clip of `frames` pixel frames, with the heads scored in it if wanted."""
     # Rows are scored in one chunk, since chunks of what has no size would only take time; FLOPs are the same.
     with FakeTensorMode(), patch.dict(score.CHUNK_BYTES, cpu=2**62), torch.no_grad():
-        model = without_weights(name, blocks, "cpu")
-        latent, prompt = new_latent(frames, "cpu"), Prompt(torch.empty(1, *TEXT))
+        model = WANS[name].without_weights(torch.bfloat16, blocks=blocks, device=torch.device("cpu"))
+        latent, prompt = new_latent(frames, torch.device("cpu")), Prompt(torch.empty(1, *TEXT))
         grid = model.grid(latent)
         with counting() as counter, ExitStack() as stack:
             if scored:
@@ -101,15 +98,15 @@ def forward(name: str, what: str, frames: int, blocks: int | None = None, *, sco
 
 def temporal_step(name: str, what: str, stride: int, blocks: int | None = None) -> Count:
     """Forward, loss and backward of the temporal stage with gradient checkpointing, LoRA on every second head."""
-    model = without_weights(name, blocks, "meta")
+    model = WANS[name].without_weights(torch.bfloat16, blocks=blocks)
     transformer: Any = model.transformer
     transformer.enable_gradient_checkpointing()
     chosen = np.arange(model.blocks * model.heads).reshape(model.blocks, model.heads) % 2 == 1
     layers = attach(transformer, "temporal", chosen, rank=RANK, seed=0)
     stage = Stage(
         name="temporal",
-        latents=new_latent((FRAMES - 1) // stride + 1, "meta"),
-        prompt=Prompt(torch.empty(1, *TEXT, device="meta")),
+        latents=new_latent((FRAMES - 1) // stride + 1, META),
+        prompt=Prompt(torch.empty(1, *TEXT, device=META)),
         chosen=chosen,
         positions=sparse_positions("aligned", frames=FRAMES, stride=stride),
         motion="frame",
@@ -117,45 +114,22 @@ def temporal_step(name: str, what: str, stride: int, blocks: int | None = None) 
         noise=NoiseSettings(),
         settings=TemporalSettings(stride=stride),
     )
+    generator = torch.Generator().manual_seed(0)
     with counting() as counter, model.positioned(stage.positions):
-        stage.loss(model, stage.point(torch.Generator().manual_seed(0))).total.backward()
+        stage.loss(model, stage.point(generator), stage.told(generator)).total.backward()
     assert all(weight.grad is not None for weight in layers.parameters())
     grid = model.grid(stage.latents)
     return Count(name, what, grid.frames, grid.tokens, *totals(counter), layers.parameter_count())
 
 
-def without_weights(name: str, blocks: int | None, device: str) -> WanBackbone:
-    """The model of the hub's configuration in bf16, its parameters without data."""
-    size: dict[str, Any] = {**WANS[name], **({"num_layers": blocks} if blocks else {})}
-    with torch.device(device):
-        transformer = WanTransformer3DModel(attention_head_dim=128, text_dim=TEXT[1], freq_dim=256, **size)
-    kept = tuple(transformer._keep_in_fp32_modules or ())
-    for key, weight in transformer.named_parameters():
-        weight.requires_grad_(False)
-        if not any(part in key for part in kept):
-            weight.data = weight.data.to(torch.bfloat16)
-    parts: Any = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
-    return WanBackbone(transformer, parts, name, "")
+def totals(count: Counted) -> tuple[float, float]:
+    """TFLOPs, and the share of them in attention and head scores."""
+    return count.flops / 1e12, count.attention_flops / count.flops
 
 
-def new_latent(frames: int, device: str) -> torch.Tensor:
+def new_latent(frames: int, device: torch.device) -> torch.Tensor:
     """Of one clip."""
     return torch.empty(1, 16, (frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8, device=device)
-
-
-@contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Counts the FLOPs inside (2 a multiply-add). Attention is spelled out as its products, which the counter knows."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
-
-
-def totals(counter: FlopCounterMode) -> tuple[float, float]:
-    """TFLOPs, and the share of them in batched products."""
-    batched = sum(
-        flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.bmm", "aten.baddbmm")
-    )
-    return counter.get_total_flops() / 1e12, batched / counter.get_total_flops()
 
 
 def table(record: dict[str, Any], counts: list[Count]) -> str:
@@ -180,7 +154,8 @@ def table(record: dict[str, Any], counts: list[Count]) -> str:
         f"|---|---|---|---|---|---|---|\n{rows}\n\n" + "\n".join(notes) + "\n\n"
         f"A step is forward, loss and backward of one clip with gradient checkpointing, LoRA of rank {RANK} on half of "
         "the heads (q, k, v, o) and the positions of the sparse clip. FLOPs are 2 a multiply-add in matrix products "
-        "and convolutions (`FlopCounterMode`). The backward of attention counts 4 products (flash: 5). "
+        "and convolutions (`motionlora.train.count`). The backward of attention counts 5 products, "
+        "as a flash kernel does them. "
         "The head-scoring pass is one forward of the full clip at one noise level. VAE and text encoder are left out.\n"
     )
 

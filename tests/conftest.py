@@ -1,9 +1,10 @@
-"""What the tests share: a random twin of the tiny Wan, built once, and one thread (the sums of several differ)."""
+"""What the tests share: random twins of the tiny Wan and of TI2V-5B, and one thread (sums of several differ)."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,43 @@ def twin(twin_folder: Path) -> "WanBackbone":
     from motionlora.heads.wan import WanBackbone
 
     return WanBackbone.load(twin_folder)
+
+
+@pytest.fixture(scope="session")
+def twin_5b_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random TI2V-5B: 48 channels, residual VAE of 16x16x4, a time for every token; not to be written to."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from motionlora.heads import tiny
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        tokenizer = tiny.make_tokenizer(tiny.TWIN_WORDS)
+        parts: Any = {
+            "tokenizer": tokenizer,
+            "text_encoder": tiny.tiny_text_encoder(len(tokenizer), dim=32),
+            "transformer": tiny.tiny_transformer(
+                blocks=3, heads=4, head_dim=12, ffn_dim=64, text_dim=32, freq_dim=32, channels=48
+            ),
+            "vae": AutoencoderKLWan(
+                base_dim=8, z_dim=48, num_res_blocks=1, in_channels=12, out_channels=12, patch_size=2,
+                is_residual=True, scale_factor_spatial=16, latents_mean=torch.linspace(-0.5, 0.5, 48).tolist(),
+                latents_std=torch.linspace(0.5, 1.5, 48).tolist(),
+            ).eval(),
+        }  # fmt: skip
+    folder = tiny.write_pipeline(tmp_path_factory.mktemp("twin_5b") / "wan", **parts)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"expand_timesteps": True}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def twin_5b(twin_5b_folder: Path) -> "WanBackbone":
+    """The random TI2V-5B loaded in fp32 without a cache; tests leave it as they found it."""
+    from motionlora.heads.wan import WanBackbone
+
+    return WanBackbone.load(twin_5b_folder)
 
 
 @pytest.fixture(scope="session")

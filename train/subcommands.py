@@ -12,14 +12,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, create_model, model_validator
 
 from motionlora.data.errors import InputError, meant
+from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings, take_flag
 from motionlora.data.yaml_file import config_path, read_yaml
 from motionlora.heads.settings import HeadSettings
-from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
+from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names, guidance_table
 from motionlora.infer.settings import GenerateSettings
 from motionlora.train import lora_commands as lora
-from motionlora.train.compare_commands import bench_sprites, compare
+from motionlora.train.cards import PlanSettings
+from motionlora.train.compare_commands import ablation, bench_sprites, compare
 from motionlora.train.settings import TrainSettings
 
 
@@ -28,6 +30,8 @@ class ClipInspectSettings(Settings):
 
     file: Path
     """A video file, or a folder of numbered images."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class ClipSpriteSettings(Settings):
@@ -82,6 +86,8 @@ class HeadsSettings(Settings):
     """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU."""
     cache: Path | None = Path("runs/cache")
     """Latents and prompts are kept here, found by content; none computes them anew."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
 
 
 class GuidanceListSettings(Settings):
@@ -128,6 +134,13 @@ def heads(settings: HeadsSettings) -> None:
     draw_head_map(head_map, settings.out / "heads.png", rule, ratio)
     spatial, temporal = head_map.counts(rule, ratio).sum(axis=0)
     print(f"Heads: {temporal} temporal and {spatial} spatial by rule {rule}, ratio {ratio:g}; {settings.out}")
+
+
+def plan(settings: PlanSettings) -> None:
+    """Prints what a training run would take."""
+    from motionlora.train.plan import planned, table
+
+    print(table(*planned(settings)))
 
 
 def train(settings: TrainSettings) -> None:
@@ -179,6 +192,8 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     ),
     "clip sprite": Subcommand("Make a clip of the sprite world.", ClipSpriteSettings, clip_sprite),
     "heads": Subcommand("Find the temporal heads of a model on a clip; save the map.", HeadsSettings, heads, "tiny"),
+    # Before `train`, whose class stands for the section that both read.
+    "plan": Subcommand("Say what a training run would take: FLOPs, bytes, time.", PlanSettings, plan, "tiny", "train"),
     "train": Subcommand("Learn the motion of a clip as a LoRA.", TrainSettings, train, "tiny", "train"),
     "generate": Subcommand("Make new clips, with any LoRAs.", GenerateSettings, generate, "tiny", "generate"),
     "guidance list": Subcommand(
@@ -189,6 +204,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     ),
     "bench sprites": Subcommand(
         "Run the sprite protocol: known motions, every control.", BenchSpritesSettings, bench_sprites, "tiny"
+    ),
+    "bench sprites ablation": Subcommand(
+        "Measure what each part of the main method is worth.", AblationSettings, ablation, "tiny"
     ),
     "lora inspect": Subcommand(
         "Say what a file holds: lora inspect FILE.", lora.LoraInspectSettings, lora.lora_inspect, file="file"
@@ -237,7 +255,7 @@ def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tup
     name = chosen or str(given.get("name", "none") if isinstance(given, dict) else "none")
     if name not in GUIDANCES:
         names = GUIDANCES
-        raise InputError(f"there is no guidance {name!r}: name one of {', '.join(names)} ({meant(name, names)}).")
+        raise InputError(f"there is no guidance {name!r:.80}: name one of {', '.join(names)} ({meant(name, names)}).")
     base = guidance_class(name)
     tag: Any = (Literal[name], Field(default=name, description="Chosen by --guidance NAME."))
 
