@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from motionlora.heads.forwards import counting
@@ -26,12 +27,14 @@ class Effort:
         forwards: of the model; two a step with classifier-free guidance; one that ends early counts in part.
         gradients: passes back through the model, counted likewise.
         dose_rms, dose_max: of the sum of all that steering added to the latent, over its elements; its deviation is 1.
+        doses: root mean square of what it added in each step.
     """
 
     forwards: float
     gradients: float
     dose_rms: float
     dose_max: float
+    doses: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -52,8 +55,13 @@ def walked(
     with counting(transformer) as tally:
         latent = sample(walk, watched, progress)
     drift = watched.drift
-    rms, most = (0.0, 0.0) if drift is None else (drift.square().mean().sqrt().item(), drift.abs().max().item())
-    return latent, Effort(round(tally.forwards, 6), round(tally.gradients, 6), rms, most)
+    rms, most = (0.0, 0.0) if drift is None else (_rms(drift).item(), drift.abs().max().item())
+    doses = tuple(torch.stack(watched.doses).tolist())
+    return latent, Effort(round(tally.forwards, 6), round(tally.gradients, 6), rms, most, doses)
+
+
+def _rms(drift: Tensor) -> Tensor:
+    return drift.square().mean().sqrt()
 
 
 class _Watched:
@@ -62,6 +70,7 @@ class _Watched:
     def __init__(self, guidance: Guidance) -> None:
         self.guidance = guidance
         self.drift: Tensor | None = None
+        self.doses: list[Tensor] = []
 
     @contextmanager
     def steering(self, walk: Walk) -> Iterator[Steer]:
@@ -69,8 +78,10 @@ class _Watched:
 
             def watched(latent: Latent, now: Time) -> Latent:
                 moved = steer(latent, now)
-                if moved is not latent:
-                    self.drift = moved - latent if self.drift is None else self.drift + (moved - latent)
+                step = moved - latent if moved is not latent else None
+                self.doses.append(torch.zeros((), device=latent.device) if step is None else _rms(step))
+                if step is not None:
+                    self.drift = step if self.drift is None else self.drift + step
                 return moved
 
             yield watched

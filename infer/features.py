@@ -3,15 +3,16 @@
 Letters: b batch, c channel of the model, f latent frame, h, w places of the token grid. Imports torch when it is used.
 
 Source: the harness of DiTFlow, arXiv 2412.07776, in which the others are its baselines. Gradients go back through the
-network from the block to the latent: memory is that of the activations of blocks 0 to `block` of one clip. Their
-forwards have the caption alone, no classifier-free guidance, and end after the block.
+network from the block to the latent: memory is that of the activations of blocks 0 to `block` of one clip, or of one
+block and the inputs of these (`recompute`). Their forwards have the caption alone, no classifier-free guidance, and end
+after the block.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -47,6 +48,8 @@ class FeatureGuidance(GuidanceSettings):
     """Whose output is compared, counted from zero; none takes that at half depth (DiTFlow: 15 of 30)."""
     reference_noise: Literal["clean", "matched"] = "clean"
     """clean: at time 0 with no caption, once a call (DiTFlow). matched: noised like the walk, in each guided step."""
+    recompute: bool = False
+    """Keep the inputs of blocks alone and compute blocks once more for gradients: the same result, less memory."""
     inject: Injection = Injection(blocks=())
     """KV injection beside it (DiTFlow: block 0); none by default, so that the loss is seen alone."""
 
@@ -87,11 +90,14 @@ class FeatureGuidance(GuidanceSettings):
         return [self.lr * (1 + (self.lr_falls_to - 1) * step / guided) for step in range(guided)]
 
     def forwards(self, steps: int, passes: int, blocks: int) -> float:
-        """An iteration adds a forward up to the block, and so does the reference: once, or in each guided step."""
+        """An iteration adds a forward up to the block, and one more to recompute it; so does the reference: once, or in
+        each guided step."""
         guided = guided_steps(self.share, steps) if self.asked else 0
         reference = min(guided, 1) if self.reference_noise == "clean" else guided
         part = (self.depth(blocks) + 1) / blocks
-        return self.inject.forwards(steps, passes, blocks) + part * (guided * self.asked + reference)
+        return self.inject.forwards(steps, passes, blocks) + part * (
+            guided * self.asked * (1 + self.recompute) + reference
+        )
 
     def gradients(self, steps: int, blocks: int) -> float:
         """One an iteration, from the block."""
@@ -132,11 +138,17 @@ class FeatureGuidance(GuidanceSettings):
     def _gradient(self, walk: Walk, latent: Latent, now: Time, target: Target) -> Latent:
         import torch
 
-        with torch.enable_grad():
+        with torch.enable_grad(), self.recomputed(walk):
             leaf = latent.detach().requires_grad_()
             loss = self.loss(self.features(walk, leaf, now, walk.prompt), target)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         return gradient
+
+    def recomputed(self, walk: Walk) -> AbstractContextManager[None]:
+        """In which a gradient is taken."""
+        from motionlora.heads.recompute import recomputing
+
+        return recomputing(walk.model.transformer) if self.recompute else nullcontext()
 
     def _clean_target(self, walk: Walk, reference: Latent) -> Target:
         name = self.identity(walk.model.blocks)

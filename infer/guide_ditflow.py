@@ -144,7 +144,7 @@ class DiTFlow(FeatureGuidance):
     ) -> Tables:
         import torch
 
-        with torch.enable_grad():
+        with torch.enable_grad(), self.recomputed(walk):
             leaf = tables.detach().requires_grad_()
             turned.put(leaf)
             loss = self.loss(self.features(walk, latent, now, walk.prompt), target)

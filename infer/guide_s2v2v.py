@@ -13,18 +13,23 @@ velocity is (`update`).
 Points come from a file, from boxes, or are found: points that move, followed by the default tracker. Clicks and points
 that are found are followed in the reference's decoded latent. A walk knows no pixels, a track is needed to half a token
 only, and so every walk has its points, whoever made it. Without a reference boxes are enough: a clip of black boxes on
-white is made, and a map is kept within the whole box (the trajectory variant).
+white is made, and a map is kept within the whole box (the trajectory variant). There maps that are brought to sum 1
+cannot tell an object that fills its box from bare background, which is as even: what stands out of the box then costs,
+and what leaves it altogether does not. Shares of the whole frame (`maps`) tell them apart.
 
 Memory: the activations of the blocks up to the last that is compared, in fp32 the features of the cells alone, points x
 frames x cells x channels a block (8 points at 480 x 832 x 81 by the 1.3B: 30 MB), and maps of points x frames^2 x cells
-(0.4 MB). Nothing grows with tokens^2.
+(0.4 MB); with shares of the frame the features of all tokens (201 MB a block) and points x frames x tokens (22 MB).
+Nothing grows with tokens^2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from motionlora.data.clip import Clip
     from motionlora.heads.backbone import Latent, Prompt, TokenGrid
     from motionlora.infer.features import Target
-    from motionlora.infer.guidance import Time, Walk
+    from motionlora.infer.guidance import Steer, Time, Walk
 
 Maps: TypeAlias = "Float[Tensor, 'b l p f g k']"
 Places: TypeAlias = "dict[str, Tensor]"
@@ -69,6 +74,12 @@ class S2V2V(FeatureGuidance):
     """Factor of the cosines before the softmax (paper: 10)."""
     correlation_range: int | None = Field(default=None, ge=1)
     """How many latent frames ahead a point is looked for; none looks to the end (paper: to the end, about 8 do)."""
+    maps: Literal["near", "frame"] = "near"
+    """near: a map is brought to sum 1 near the track (paper). frame: it holds shares of the whole frame (ours)."""
+    noise: Literal["own", "trajectory"] = "own"
+    """trajectory: start from noise whose coarse part moves with the boxes (FreeTraj); the layout comes with it."""
+    noise_cut: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.25, 0.1)
+    """Up to which frequency in space and in time it moves, as shares of the highest (FreeTraj's script: 0.25, 0.1)."""
     update: Literal["latent", "velocity"] = "latent"
     """latent: Adam, as the other methods here. velocity: one step a guided step along the gradient, like the paper."""
     eta: float = Field(default=0.3, ge=0)
@@ -80,6 +91,13 @@ class S2V2V(FeatureGuidance):
         if boxes is not None and info.data.get("points") is not None:
             raise ValueError("it should be left out where points come from a file of points")
         return boxes
+
+    @field_validator("noise")
+    @classmethod
+    def _boxes_lead_the_noise(cls, noise: str, info: ValidationInfo) -> str:
+        if noise == "trajectory" and info.data.get("boxes") is None:
+            raise ValueError("noise can follow boxes only: name a file of boxes, or leave it at own")
+        return noise
 
     @property
     def asked(self) -> int:
@@ -95,8 +113,26 @@ class S2V2V(FeatureGuidance):
         return sorted(range(self.depth(blocks), -1, -2)[: self.taps])
 
     def dose_bound(self, steps: int) -> float | None:
-        """Adam's; a gradient of a given root mean square may be large in single elements."""
-        return super().dose_bound(steps) if self.update == "latent" else None
+        """Adam's; a gradient of a given root mean square may be large in single elements, and a new start is."""
+        return super().dose_bound(steps) if self.update == "latent" and self.noise == "own" else None
+
+    @contextmanager
+    def steering(self, walk: Walk) -> Iterator[Steer]:
+        """Early latents, or the velocity, are moved; before, the start may be.
+
+        Raises:
+            InputError: as `FeatureGuidance`; a file does not fit.
+        """
+        from motionlora.infer.trajectory_noise import moving_noise
+
+        leads = self.boxes if self.noise == "trajectory" else None
+        start = moving_noise(walk.noise, walk.model, leads, self.noise_cut) if leads else None
+        with super().steering(walk) as steer:
+
+            def started(latent: Latent, now: Time) -> Latent:
+                return steer(latent if start is None or now < walk.times[0] else start, now)
+
+            yield started
 
     def refuse(self, frames: int, height: int, width: int) -> None:
         """Refuses a file that cannot be read or names a place outside of the clip."""
@@ -121,7 +157,7 @@ class S2V2V(FeatureGuidance):
         with walk.model.capturing(blocks, "block", stop=True) as seen:
             seen.run(lambda: walk.model.velocity(latent, time.expand(latent.shape[0]), prompt))
         pairs = counted_pairs(places["visible"], self.correlation_range)
-        maps = [correlation_maps(seen[block], grid, places, self.inverse_temperature) for block in blocks]
+        maps = [correlation_maps(seen[block], grid, places, self.inverse_temperature, self.maps) for block in blocks]
         return torch.stack(maps, 1) * pairs.unsqueeze(-1)
 
     def target(self, features: Maps) -> Target:
@@ -192,20 +228,28 @@ def counted_pairs(visible: Bool[Tensor, "p f"], reach: int | None) -> Bool[Tenso
 
 
 def correlation_maps(
-    tokens: Float[Tensor, "b fs c"], grid: TokenGrid, places: Places, inverse_temperature: float
+    tokens: Float[Tensor, "b fs c"],
+    grid: TokenGrid,
+    places: Places,
+    inverse_temperature: float,
+    shares: Literal["near", "frame"] = "near",
 ) -> Float[Tensor, "b p f g k"]:
     """softmax_k(inverse_temperature * cos(feature of the point in f, feature of cell k near its track in g)).
 
     The softmax over the cells inside is that over the whole frame, kept there and brought back to sum 1: other cells
-    have 0. Only the cells are read.
+    have 0. Only the cells are read. With shares of the `frame` it is not brought back to sum 1.
     """
     import torch
     from einops import einsum, rearrange
     from torch.nn.functional import normalize
 
     frames = torch.arange(grid.frames, device=tokens.device)[None, :, None]
-    near = rearrange(tokens, "b (f s) c -> b f s c", f=grid.frames)[:, frames, places["cells"]]
-    near = normalize(near.float(), dim=-1)
-    cosines = einsum(near[:, :, :, 0], near, "b p f c, b p g k c -> b p f g k")
-    inside = places["inside"].unsqueeze(1)
-    return (inverse_temperature * cosines).masked_fill(~inside, -torch.inf).softmax(-1)
+    by_frame = rearrange(tokens, "b (f s) c -> b f s c", f=grid.frames)
+    near = normalize(by_frame[:, frames, places["cells"]].float(), dim=-1)
+    own = near[:, :, :, 0]
+    logits = inverse_temperature * einsum(own, near, "b p f c, b p g k c -> b p f g k")
+    logits = logits.masked_fill(~places["inside"].unsqueeze(1), -torch.inf)
+    if shares == "near":
+        return logits.softmax(-1)
+    everywhere = einsum(own, normalize(by_frame.float(), dim=-1), "b p f c, b g s c -> b p f g s")
+    return (logits - (inverse_temperature * everywhere).logsumexp(-1, keepdim=True)).exp()

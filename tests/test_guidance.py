@@ -24,6 +24,7 @@ from motionlora.train.command import main, settings_of
 
 NAMES = guidance_names()
 STEERING = [name for name in NAMES if guidance_class(name).needs_reference]
+RECOMPUTING = [name for name in NAMES if "recompute" in guidance_class(name).model_fields]
 SIZE: dict[str, Any] = {"frames": 9, "height": 16, "width": 32}
 CAPTION, NEGATIVE = "a red circle over a dark background", "a blue star"
 EAGER: dict[str, Any] = {"share": 1.0, "start": 0.9, "channels": 0.25, "iterations": 2}
@@ -182,6 +183,19 @@ def test_no_graph_is_kept_and_no_weight_gets_a_gradient(model: WanBackbone, prom
     finally:
         model.transformer.requires_grad_(False)
         watch.remove()
+
+
+@pytest.mark.parametrize("name", RECOMPUTING)
+def test_blocks_that_are_computed_again_give_the_same_clip(model: WanBackbone, prompts: Any, name: str) -> None:
+    before, guidance = state_of(model), eager(name, recompute=True)
+    plain = sample(walk_on(model, prompts), eager(name))
+    latent, effort = walked(walk_on(model, prompts), guidance, model.transformer)
+    assert torch.equal(latent, plain)
+    assert (effort.forwards, effort.gradients) == (guidance.forwards(STEPS, 2, 2), guidance.gradients(STEPS, 2))
+    assert effort.forwards == eager(name).forwards(STEPS, 2, 2) + effort.gradients
+    with failing(model, 4), pytest.raises(RuntimeError, match="on purpose"):
+        sample(walk_on(model, prompts), guidance)
+    assert state_of(model) == before
 
 
 @pytest.mark.parametrize("name", STEERING)
