@@ -14,7 +14,7 @@ import numpy as np
 from motionlora.data.sprites import FRAMES, SIZE, Change, Scene, Sprite, random_path, recaptioned, render
 
 Kind = Literal["open", "closed", "camera", "pair", "occluded", "turning"]
-Form = Literal["short", "objects", "standard", "full"]
+Form = Literal["short", "sweep", "objects", "standard", "full"]
 CENTRE, REACH, RADIUS = SIZE / 2 - 0.5, 18.0, 11.5
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -108,13 +108,14 @@ def path_of(curve: Curve) -> np.ndarray:
 
 
 def cases(form: Form) -> list[Case]:
-    """short: 4 references; objects: the 8 object motions; standard: 16 x 1 caption x 2 seeds; full: x 3 captions."""
+    """short: 4 references; sweep: the 8 object motions; objects: x 2 seeds; standard: 16 x 1 caption x 2 seeds; full:
+    x 3 captions."""
     chosen = references()
     if form == "short":
         chosen = tuple(r for r in chosen if r.name in ("v", "zigzag", "circle", "camera-v"))
-    if form == "objects":
+    if form in ("sweep", "objects"):
         chosen = chosen[:8]
-    seeds = (0,) if form == "short" else (0, 1)
+    seeds = (0,) if form in ("short", "sweep") else (0, 1)
     changes = get_args(Change)
     made = []
     for number, reference in enumerate(chosen):

@@ -1,12 +1,12 @@
 """The sprite protocol through the machinery of a comparison: known motions, exact references, every control.
 
-For methods that need no training; a LoRA for each of the references is trained by `tests/bench_transfer.py`.
+For methods that need no training; LoRAs are trained on the references by `motionlora bench sprites ablation`.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from motionlora.data.benchmark import Case, cases, protocol_hash
+from motionlora.data.benchmark import Case, Form, cases, protocol_hash
 from motionlora.data.errors import InputError
 from motionlora.data.sprites import FPS, FRAMES, SIZE, render
 from motionlora.infer.compare import compared
@@ -15,6 +15,9 @@ from motionlora.infer.method import parsed_method
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Size
+
+SPRITES = Size(FRAMES, SIZE, SIZE, FPS)
+"""Of every clip of the protocol."""
 
 
 def bench_sprites(settings: BenchSpritesSettings, say: Callable[[str], None] = print) -> list[Row]:
@@ -32,12 +35,12 @@ def bench_sprites(settings: BenchSpritesSettings, say: Callable[[str], None] = p
         )
     say(f"Sprite protocol {protocol_hash()}, form {settings.form}")
     facts = {"protocol": f"sprite protocol, hash {protocol_hash()}, form {settings.form}"}
-    return compared(protocol_pairs(settings), settings, Size(FRAMES, SIZE, SIZE, FPS), facts, say)
+    return compared(protocol_pairs(settings.form), settings, SPRITES, facts, say)
 
 
-def protocol_pairs(settings: BenchSpritesSettings) -> list[Pair]:
+def protocol_pairs(form: Form) -> list[Pair]:
     """The cases of a form, a pair for each reference and class of caption, with its seeds."""
-    asked = cases(settings.form)
+    asked = cases(form)
     sources = {case.reference.name: case.reference for case in asked}
     clips = {
         name: Source(name, partial(render, reference.scene), render(reference.scene).content_hash(), reference.scene)

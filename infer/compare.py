@@ -9,19 +9,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError, NumbersError, StorageError
 from motionlora.heads.wan_folder import found_folder, read_json
-from motionlora.infer.compare_settings import CompareSettings, GridSettings
+from motionlora.infer.compare_settings import CompareSettings, GridSettings, StudioSettings
 from motionlora.infer.compare_table import write_tables
 from motionlora.infer.guidance_list import guidance_names
+from motionlora.infer.measure_encoders import found_encoders
 from motionlora.infer.measure_pair import Judge
+from motionlora.infer.measure_quality import diversity
 from motionlora.infer.method import Method, parsed_methods
 from motionlora.infer.order import loaded_lora, open_folder
 from motionlora.infer.pace import Pace
-from motionlora.infer.pairs import Pair, read_pairs
+from motionlora.infer.pairs import Pair, benchmark_facts, read_pairs
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.infer.tracker_verdict import judged_tracker
@@ -38,9 +42,12 @@ def compare(settings: CompareSettings, say: Say = print) -> list[Row]:
         NumbersError: likewise, some cells became NaN.
         StorageError: something cannot be written; the same command goes on later.
     """
+    facts = benchmark_facts(settings)
+    for line in facts.values():
+        say(line)
     pairs = read_pairs(settings, say)
     size = Size(settings.frames, settings.height, settings.width, settings.fps)
-    return compared(pairs, settings, size, {}, say, strength=settings.strength)
+    return compared(pairs, settings, size, facts, say, strength=settings.strength)
 
 
 def compared(
@@ -66,20 +73,68 @@ def compared(
         method.guidance.refuse(size.frames, size.height, size.width)
     for lora in dict.fromkeys(cell.donor.lora for cell in cells if cell.method.lora):
         loaded_lora(lora, strength)
-    open_folder(settings.out)
     began = time.perf_counter()
+    bench = opened(pairs, settings, size, strength=strength)
+    rows, errors = run(cells, bench.studio, bench.judge, say)
+    rows = bench.with_diversity(cells, rows)
+    heading = {**facts, **bench.heading, "seconds": f"{time.perf_counter() - began:.0f} in this call"}
+    bench.write(cells, rows, settings.out, heading)
+    say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
+    raise_worst(errors, len(rows), settings.out)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What a comparison is made with: model and measures, and `heading`, which stands above its tables."""
+
+    studio: Studio
+    judge: Judge
+    heading: dict[str, str]
+
+    def with_diversity(self, cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
+        """The rows with the diversity of clips that differ in their seed alone, or the reason why there is none."""
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.status == "done":
+                groups.setdefault((row.clip, row.caption, row.method), []).append(index)
+        made = list(rows)
+        for members in groups.values():
+            clips = [self.clip(cells[index]).pixels for index in members] if len(members) > 1 else []
+            for index in members:
+                if clips:
+                    made[index] = replace(made[index], values=made[index].values | {"diversity": diversity(clips)})
+                else:
+                    missing = made[index].missing | {"diversity": "needs another seed"}
+                    made[index] = replace(made[index], missing=missing)
+        return made
+
+    def clip(self, cell: Cell) -> Clip:
+        """Of a cell that was made."""
+        return self.studio.clip(cell, "page", lambda line: None)[0]
+
+    def write(self, cells: Sequence[Cell], rows: Sequence[Row], out: Path, heading: dict[str, str]) -> None:
+        """Tables and page of cells and their rows, in the same order, into the folder `out`."""
+        from motionlora.infer.report import write_report
+
+        write_tables(rows, out, heading)
+        write_report(cells, rows, self.clip, self.judge.reference_paths, out / "report.html", heading)
+
+
+def opened(pairs: Sequence[Pair], settings: StudioSettings, size: Size, *, strength: float = 1.0) -> Bench:
+    """The model and the measures of the settings, for these pairs; the tracker is checked first.
+
+    Raises:
+        InputError: the model or the size cannot be used, or a caption is too long.
+        StorageError: `settings.out` cannot be written to.
+    """
+    open_folder(settings.out)
     studio = Studio(settings, size, strength, (pair.caption for pair in pairs))
     tracker, verdict = judged_tracker(settings.points, settings.out / "measures")
     sources = list({pair.source.content: pair.source for pair in pairs}.values())
-    judge = Judge(sources, tracker, settings.out / "measures", verdict)
-    rows, errors = run(cells, studio, judge, say)
-    heading = {**facts, **_heading(studio, settings, size, verdict)}
-    heading["seconds"] = f"{time.perf_counter() - began:.0f} in this call"
-    write_tables(rows, settings.out, heading)
-    _write_page(cells, rows, studio, judge, settings, heading)
-    say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
-    _raise(errors, len(rows), settings)
-    return rows
+    encoders = found_encoders(settings.encoders, studio.device)
+    judge = Judge(sources, tracker, settings.out / "measures", verdict, encoders)
+    return Bench(studio, judge, _heading(studio, settings, size, verdict) | {"encoders": encoders.told})
 
 
 def grid(pairs: Sequence[Pair], methods: Sequence[Method]) -> list[Cell]:
@@ -119,20 +174,39 @@ def run(cells: Sequence[Cell], studio: Studio, judge: Judge, say: Say) -> tuple[
     for number, cell in enumerate(cells, 1):
         title = f"{number}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
         began = time.perf_counter()
-        try:
-            row = _done(cell, studio, judge, title, say)
-        except KeyboardInterrupt:
-            say(f"stopped at {title}: what is done is kept, and the same command goes on from there")
-            raise
-        except StorageError:
-            raise
-        except Exception as error:
-            errors.append(error)
-            row = replace(_row(cell), status="failed", sentence=sentence_of(error))
+        row, error = row_of(cell, studio, judge, title, say)
         rows.append(row)
+        errors += [error] if error else []
         left = pace.after(time.perf_counter() - began)
-        say(f"{title}: {row.sentence or _brief(row)}; {left}")
+        say(f"{title}: {row.sentence or brief(row)}; {left}")
     return rows, errors
+
+
+def row_of(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> tuple[Row, Exception | None]:
+    """A cell made or found, and measured; one that failed is a row with its sentence, beside what ended it.
+
+    Raises:
+        StorageError: nothing more can be kept.
+    """
+    try:
+        clip, cost = studio.clip(cell, title, say)
+        found = judge.measured(clip, cell.pair)
+        row = replace(unmade(cell), key=studio.key(cell), cost=cost, values=found.values, missing=found.missing)
+        return replace(row, paths=found.paths), None
+    except KeyboardInterrupt:
+        say(f"stopped at {title}: what is done is kept, and the same command goes on from there")
+        raise
+    except StorageError:
+        raise
+    except Exception as error:
+        return unmade(cell, error), error
+
+
+def unmade(cell: Cell, error: Exception | None = None) -> Row:
+    """The row of a cell before it is made, or of one that cannot be."""
+    pair, method = cell.pair, cell.method
+    row = Row(pair.source.name, pair.kind, pair.caption, method.name, cell.seed, method.control)
+    return replace(row, status="failed", sentence=sentence_of(error)) if error else row
 
 
 def prediction(cells: Sequence[Cell], settings: GridSettings, size: Size) -> str:
@@ -164,19 +238,8 @@ def sentence_of(error: Exception) -> str:
     return text if ours else f"a bug of motionlora, {type(error).__name__}: {text}"
 
 
-def _done(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> Row:
-    clip, cost = studio.clip(cell, title, say)
-    found = judge.measured(clip, cell.pair)
-    row = replace(_row(cell), key=studio.key(cell), cost=cost, values=found.values, missing=found.missing)
-    return replace(row, paths=found.paths)
-
-
-def _row(cell: Cell) -> Row:
-    pair, method = cell.pair, cell.method
-    return Row(pair.source.name, pair.kind, pair.caption, method.name, cell.seed, method.control)
-
-
-def _brief(row: Row) -> str:
+def brief(row: Row) -> str:
+    """A made cell's main figures."""
     parts = [f"{name} {row.values[name]:.2f}" for name in ("smf", "acc", "mf_star") if name in row.values]
     return ", ".join([*parts, f"{row.cost.get('seconds_sample', 0.0):.1f} s sampling"])
 
@@ -189,7 +252,7 @@ def _passes(how: Any) -> int:
     return 2 if how.sample.scale > 1 else 1
 
 
-def _heading(studio: Studio, settings: GridSettings, size: Size, verdict: str) -> dict[str, str]:
+def _heading(studio: Studio, settings: StudioSettings, size: Size, verdict: str) -> dict[str, str]:
     from motionlora.infer.machine import machine
 
     walk = settings.sample
@@ -202,21 +265,12 @@ def _heading(studio: Studio, settings: GridSettings, size: Size, verdict: str) -
     }
 
 
-def _write_page(cells: Any, rows: list[Row], studio: Studio, judge: Judge, settings: Any, heading: Any) -> None:
-    from motionlora.infer.report import write_report
-
-    def clip_of(cell: Cell) -> Any:
-        return studio.clip(cell, "page", lambda line: None)[0]
-
-    write_report(cells, rows, clip_of, judge.reference_paths, settings.out / "report.html", heading)
-
-
-def _raise(errors: list[Exception], cells: int, settings: GridSettings) -> None:
+def raise_worst(errors: Sequence[Exception], cells: int, out: Path) -> None:
     """The first failure, as it would have ended the run alone; none where all is well."""
     if not errors:
         return
     worst = next((error for error in errors if not isinstance(error, InputError | NumbersError)), errors[0])
-    told = f"{len(errors)} of {cells} cells failed, the rest is in {settings.out}; one reason: {sentence_of(worst)}"
+    told = f"{len(errors)} of {cells} cells failed, the rest is in {out}; one reason: {sentence_of(worst)}"
     if isinstance(worst, InputError | NumbersError):
         raise type(worst)(told) from worst
     raise RuntimeError(told) from worst

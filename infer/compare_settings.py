@@ -5,21 +5,18 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from motionlora.data.limits import Limits
+from motionlora.data.manifest import BenchmarkName
 from motionlora.data.settings import Settings
 from motionlora.infer.method import parsed_methods
 from motionlora.infer.settings import SampleSettings
 
 
-class GridSettings(Settings):
-    """What is common to every comparison, whatever its clips."""
+class StudioSettings(Settings):
+    """How the clips of a table are made and measured, whatever they are of."""
 
     model: str = "tiny"
     """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
-    methods: tuple[str, ...] = ()
-    """`lora` (each clip's own), a name of `motionlora guidance list`, or both as in lora+flowmotion; settings behind a
-    colon, lora:0.5, flowmotion:lr=0.01,share=0.4. `none` (no transfer) is always made. None given: every guidance."""
-    controls: bool = True
-    """Also make the controls: a standing clip, each method with another clip's motion, the reference as an output."""
     negative: str = ""
     """What the clips shall not show."""
     sample: SampleSettings = SampleSettings()
@@ -30,6 +27,8 @@ class GridSettings(Settings):
     """Points a side that are tracked for motion fidelity (papers: 55); 0 leaves it out."""
     exact: bool = False
     """Keep every pixel of the clips (lossless, some 10 times larger, not for browsers); else H.264 is measured."""
+    encoders: str = ""
+    """Weights of text and quality measures: a folder of them, or hub; none leaves these measures out, which is told."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; else a torch device name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -40,6 +39,18 @@ class GridSettings(Settings):
     """Latents and prompts are kept here, found by content; none computes them anew."""
     dry_run: bool = False
     """Only say what would be made and how many forwards that takes."""
+    limits: Limits = Field(default=Limits(), exclude=True)
+    """How large an input may be."""
+
+
+class GridSettings(StudioSettings):
+    """What is common to every comparison of methods, whatever its clips."""
+
+    methods: tuple[str, ...] = ()
+    """`lora` (each clip's own), a name of `motionlora guidance list`, or both as in lora+flowmotion; settings behind a
+    colon, lora:0.5, flowmotion:lr=0.01,share=0.4. `none` (no transfer) is always made. None given: every guidance."""
+    controls: bool = True
+    """Also make the controls: a standing clip, each method with another clip's motion, the reference as an output."""
 
     @field_validator("methods")
     @classmethod
@@ -55,6 +66,9 @@ class CompareSettings(GridSettings):
     """Folder with the clips that give the motion: video files, or folders of numbered images."""
     captions: Path | None = None
     """Which caption goes with which clip (.txt, .yaml, .json, .jsonl); none looks for captions.* among the clips."""
+    benchmark: BenchmarkName | None = None
+    """A paper's benchmark that the captions file is of: classes are checked, and clips that are not there are listed
+    at the head of every table, in place of a refusal. davis, motionbench, mtbench, loveu."""
     loras: Path | None = None
     """Folder with a LoRA for each clip, NAME.safetensors or NAME/temporal.safetensors, where the captions name none."""
     strength: float = Field(default=0.5, ge=-4, le=4)
@@ -80,17 +94,38 @@ class CompareSettings(GridSettings):
         return seeds
 
 
-class BenchSpritesSettings(GridSettings):
-    """The sprite protocol: sixteen made-up clips whose motion is known exactly, by methods that need no training."""
+class SpriteStudioSettings(StudioSettings):
+    """The tiny's own walk and number of points; a test holds the walk to configs/tiny.yaml."""
 
-    form: Literal["short", "objects", "standard", "full"] = "standard"
-    """short: 4 references, 1 seed. objects: the 8 object motions; standard: all 16; 2 seeds. full: 3 captions each."""
-    # the tiny's own walk and dose of points; a test holds the walk to configs/tiny.yaml
     sample: SampleSettings = SampleSettings(steps=20, scale=7.0, shift=2.0)
     """The walk from noise to a clip."""
     points: int = Field(default=20, ge=0, le=200)
     """Points a side that are tracked for motion fidelity; 0 leaves it out."""
     exact: bool = True
     """Keep every pixel of the clips (lossless, not for browsers); else H.264 is measured."""
+
+
+class BenchSpritesSettings(SpriteStudioSettings, GridSettings):
+    """The sprite protocol: sixteen made-up clips whose motion is known exactly, by methods that need no training."""
+
+    form: Literal["short", "objects", "standard", "full"] = "standard"
+    """short: 4 references, 1 seed. objects: the 8 object motions; standard: all 16; 2 seeds. full: 3 captions each."""
     out: Path = Path("runs/bench-sprites")
     """Folder for table, page and clips; what is there and still right is used again."""
+
+
+class AblationSettings(SpriteStudioSettings):
+    """What each part of the main method is worth: LoRAs that differ in one thing, on the sprite protocol."""
+
+    recipe: str = "tiny"
+    """The main method: the `train` part of this configuration, NAME or FILE."""
+    only: tuple[str, ...] = ()
+    """Names of ablations, in the order in which they shall run; none given runs all. --dry-run names them."""
+    form: Literal["sweep", "standard"] = "sweep"
+    """sweep: the 8 object motions, 1 seed. standard: all 16 references, 2 seeds; for what decides a default."""
+    references: int | None = Field(default=None, ge=1)
+    """Only the first so many references of the form; with 1 there is no control with a wrong motion."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of the temporal stage; none takes the recipe's. Sweeps of the steps go from an eighth to twice as many."""
+    out: Path = Path("runs/ablation")
+    """Folder for tables, plots, pages, LoRAs and clips; what is there and still right is used again."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from motionlora.data.cache import replacing
 from motionlora.infer.gains import Figure, Gain, figures_of, gains_of, methods_in
-from motionlora.infer.measure_pair import MEASURES
+from motionlora.infer.measure_names import MEASURES
+from motionlora.infer.published import published_of
 from motionlora.infer.row import Row
 
 HEADLINES = ("smf", "acc", "mf_moving", "mf_star")
@@ -24,7 +25,7 @@ def write_tables(rows: Sequence[Row], out: Path, heading: dict[str, str]) -> Non
     """All three files, each whole or not at all."""
     figures, gained = figures_of(rows), gains_of(rows)
     texts = {
-        "results.jsonl": "".join(json.dumps(_line(row), ensure_ascii=False) + "\n" for row in rows),
+        "results.jsonl": "".join(json.dumps(line_of(row), ensure_ascii=False) + "\n" for row in rows),
         "table.csv": as_csv(figures, gained),
         "table.md": as_markdown(rows, figures, gained, heading),
     }
@@ -43,10 +44,10 @@ def as_csv(figures: Sequence[Figure], gained: Sequence[Gain]) -> str:
     writer.writerow([*asdict(figures[0]), "unit", *(f"over_{name}" for name in gain_names)] if figures else [])
     by_place = {(gain.method, gain.measure, gain.against.partition(":")[0]): gain for gain in gained}
     for figure in figures:
-        cells: list[object] = [_number(value) for value in asdict(figure).values()] + [units.get(figure.measure, "")]
+        cells: list[object] = [number_of(value) for value in asdict(figure).values()] + [units.get(figure.measure, "")]
         for kind in kinds:
             gain = by_place.get((figure.method, figure.measure, kind))
-            cells += [_number(v) for v in (gain.mean, gain.low, gain.high, gain.p, gain.p_holm)] if gain else [""] * 5
+            cells += [number_of(v) for v in (gain.mean, gain.low, gain.high, gain.p, gain.p_holm)] if gain else [""] * 5
         writer.writerow(cells)
     return lines.getvalue()
 
@@ -78,10 +79,10 @@ def as_markdown(rows: Sequence[Row], figures: Sequence[Figure], gained: Sequence
         for measure in headlines:
             f = by_place[method, measure.name]
             if f.cells:
-                spans = (_span(f.mean_low, f.mean_high), _span(f.median_low, f.median_high))
+                spans = (span(f.mean_low, f.mean_high), span(f.median_low, f.median_high))
                 counts = (str(f.cells), str(f.references))
                 lines.append(
-                    _line_of([method, measure.label, _short(f.mean), spans[0], _short(f.median), spans[1], *counts])
+                    _line_of([method, measure.label, short(f.mean), spans[0], short(f.median), spans[1], *counts])
                 )
     lines += [
         "",
@@ -94,8 +95,17 @@ def as_markdown(rows: Sequence[Row], figures: Sequence[Figure], gained: Sequence
     for gain in (gain for measure in headlines for gain in gained if gain.measure == measure.name):
         ps = (f"{gain.p:.3g}", f"{gain.p_holm:.3g}", str(gain.pairs), str(gain.references))
         label = next(measure.label for measure in MEASURES if measure.name == gain.measure)
-        lines.append(_line_of([gain.method, gain.against, label, f"{gain.mean:+.3f}", _span(gain.low, gain.high), *ps]))
-    lines += ["", *verdicts(gained), "", *_failed(rows), *_missing(rows), "## What is measured", ""]
+        lines.append(_line_of([gain.method, gain.against, label, f"{gain.mean:+.3f}", span(gain.low, gain.high), *ps]))
+    lines += [
+        "",
+        *verdicts(gained),
+        "",
+        *failed_rows(rows),
+        *_missing(rows),
+        *_published(rows),
+        "## What is measured",
+        "",
+    ]
     lines += _header(["name", "unit", "perfect", "source"])
     lines += [_line_of([m.label, m.unit, "-" if m.good is None else f"{m.good:g}", m.source]) for m in MEASURES]
     return "\n".join([*lines, ""])
@@ -119,11 +129,12 @@ def verdicts(gained: Sequence[Gain]) -> list[str]:
     return [f"By {label}, with intervals that exclude 0:", "", *said] if said else []
 
 
-def _failed(rows: Sequence[Row]) -> list[str]:
+def failed_rows(rows: Sequence[Row], level: str = "##") -> list[str]:
+    """Every cell that failed, with its reason, under a heading of its own; nothing where none did."""
     failed = [row for row in rows if row.status == "failed"]
     if not failed:
         return []
-    lines = ["## Failed", "", *_header(["clip", "caption", "method", "seed", "reason"])]
+    lines = [f"{level} Failed", "", *_header(["clip", "caption", "method", "seed", "reason"])]
     return [*lines, *(_line_of([r.clip, r.caption, r.method, str(r.seed), r.sentence]) for r in failed), ""]
 
 
@@ -144,8 +155,25 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     return ["## Missing", "", "Measures that some cells do not have, with the number of cells.", "", *told, ""]
 
 
-def _line(row: Row) -> dict[str, object]:
+def _published(rows: Sequence[Row]) -> list[str]:
+    """Papers' own figures of these methods, apart from ours."""
+    found = published_of(methods_in(rows))
+    if not found:
+        return []
+    lines = [[p.method, p.called, *map(_printed, (p.text, p.fidelity, p.temporal, p.seconds)), p.paper] for p in found]
+    heads = ["method", "in the paper", "text", "motion fidelity", "temporal", "seconds", "paper, model and clips"]
+    note = "Not measured here, and not to be merged with the figures above: other models, clips, sizes and trackers."
+    return ["## What papers print", "", note, "", *markdown_table(heads, lines), ""]
+
+
+def line_of(row: Row) -> dict[str, object]:
+    """A row as a line of `results.jsonl`."""
     return {name: value for name, value in asdict(row).items() if name != "paths"}
+
+
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; whatever stands in a cell stays there and is no markup."""
+    return [*_header(heads), *(_line_of(line) for line in lines)]
 
 
 def _header(names: Sequence[str]) -> list[str]:
@@ -161,21 +189,28 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
 
+def _printed(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
 def _median(figure: Figure) -> str:
     if not figure.cells:
         return "-"
-    return _short(figure.median) + (f" ({figure.cells})" if figure.cells < figure.asked else "")
+    return short(figure.median) + (f" ({figure.cells})" if figure.cells < figure.asked else "")
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A figure in a table; - for none."""
     return "-" if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _span(low: float, high: float) -> str:
+def span(low: float, high: float) -> str:
+    """An interval in a table; - for none."""
     return "-" if math.isnan(low) else f"{low:.2f} .. {high:.2f}"
 
 
-def _number(value: object) -> object:
+def number_of(value: object) -> object:
+    """A value in a CSV file; empty for none."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return value

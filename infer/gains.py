@@ -7,7 +7,7 @@ mean differences, corrected after Holm among the methods that one baseline is co
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from motionlora.infer.measure_pair import MEASURES
+from motionlora.infer.measure_names import MEASURES
 from motionlora.infer.method import PLAIN
 from motionlora.infer.row import Row
 from motionlora.infer.statistics import (
@@ -20,7 +20,7 @@ from motionlora.infer.statistics import (
     sign_flip_p,
 )
 
-SECONDS = ("seconds_reference", "seconds_sample", "seconds_decode")
+SECONDS = ("seconds_tuning", "seconds_reference", "seconds_sample", "seconds_decode")
 COSTS = ("forwards", "gradients", "dose_rms", "dose_max", *SECONDS, "peak_gib")
 
 

@@ -14,11 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from motionlora.data.cache import content_key, replacing
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Sprite
+from motionlora.infer.measure_encoders import Encoders, found_encoders
+from motionlora.infer.measure_frames import FrameJudge, boxes_of_sprites
 from motionlora.infer.measure_motion import mf_code, mf_moving, mf_null, mf_star, mf_sym
+from motionlora.infer.measure_names import BY_POINTS, BY_SPRITES, names
 from motionlora.infer.measure_sprites import Observation, observe, scores, seen_scene
 from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
@@ -30,33 +34,7 @@ DRAWN = 30
 """Tracks that the page draws."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a figure means. `good` is the value of a perfect transfer, None where there is no such thing."""
-
-    name: str
-    label: str
-    unit: str
-    good: float | None
-    source: str
-
-
-SMM, OURS = "SMM, arXiv 2311.17009", "ours (infer/measure_sprites.py)"
-MEASURES = (
-    Measure("smf", "SMF", "R2 of the sprites' paths, -1..1", 1.0, OURS),
-    Measure("gain", "gain", "size of the motion, 1 is the reference's", 1.0, OURS),
-    Measure("vcos", "vcos", "mean cosine of velocities, -1..1", 1.0, OURS),
-    Measure("acc", "AttrAcc", "share of frames and attributes that are the caption's", 1.0, OURS),
-    Measure("leak", "AttrLeak", "share of frames and attributes that are the reference's", 0.0, OURS),
-    Measure("coverage", "coverage", "share of frames with every sprite seen", 1.0, OURS),
-    Measure("extra", "extra", "sprites too many, mean a frame", 0.0, OURS),
-    Measure("mf_code", "MF (script)", "mean best cosine of tracks, -1..1", None, f"{SMM}, as its script computes it"),
-    Measure("mf_sym", "MF", "mean best cosine of tracks both ways, -1..1", 1.0, f"{SMM}, halved; stillness by ours"),
-    Measure("mf_moving", "MF moving", "MF of what moves, -1..1", 1.0, "ours (infer/measure_motion.py)"),
-    Measure("mf_star", "MF*", "MF with its chance level taken off, 0 is chance, 1 perfect", 1.0, "ours, after SMM"),
-)
-SPRITES = tuple(measure.name for measure in MEASURES if measure.source == OURS)
-POINTS = tuple(measure.name for measure in MEASURES if measure.source != OURS)
+SPRITES, POINTS = names(BY_SPRITES), names(BY_POINTS)
 LOOKS = rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 CAPTION = re.compile(rf"{LOOKS}( and {LOOKS})?( behind a grey bar)? o(?:n|ver) a ({'|'.join(BACKGROUNDS)}) background")
 
@@ -76,8 +54,16 @@ class Measured:
 class Judge:
     """Measures clips of one comparison; what it measured before lies in `folder` and is read again."""
 
-    def __init__(self, sources: Sequence[Source], tracker: Tracker | None, folder: Path, why_not: str = "") -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tracker: Tracker | None,
+        folder: Path,
+        why_not: str = "",
+        encoders: Encoders | None = None,
+    ) -> None:
         self.sources, self.tracker, self.folder, self.why_not = list(sources), tracker, folder, why_not
+        self.frames = FrameJudge(encoders or found_encoders("", torch.device("cpu")))
         self._tracks: dict[str, Tracks] = {}
         self._nulls: dict[str, float] = {}
         self._scenes: dict[str, Scene | None] = {}
@@ -85,7 +71,14 @@ class Judge:
     def measured(self, clip: Clip, pair: Pair) -> Measured:
         """Everything about a clip that was to have the pair's motion and show its caption."""
         others = [other.content for other in self._others(pair.source)]
-        parts = (code_hash(__name__), repr(self.tracker), clip.content_hash(), pair.source.content, pair.caption)
+        parts = (
+            code_hash(__name__),
+            repr(self.tracker),
+            self.frames.encoders.told,
+            clip.content_hash(),
+            pair.source.content,
+            pair.caption,
+        )
         known = "" if pair.target is None else "true scene"
         path = self.folder / f"{content_key('measures', *parts, known, *others)}.json"
         stored = _stored(path)
@@ -97,7 +90,7 @@ class Judge:
 
     def _measured(self, clip: Clip, pair: Pair) -> Measured:
         seen = observe(clip.pixels) if _is_small(clip) else None
-        parts = (self._by_sprites(seen, pair), self._by_points(clip, pair.source))
+        parts = (self._by_sprites(seen, pair), self._by_points(clip, pair.source), self._by_frames(clip, pair))
         values = {name: value for part in parts for name, value in part.values.items()}
         missing = {name: reason for part in parts for name, reason in part.missing.items()}
         undefined = [name for name, value in values.items() if not math.isfinite(value)]
@@ -132,6 +125,12 @@ class Judge:
         else:
             missing["mf_star"] = "the chance level needs another clip than this one"
         return Measured(values, missing, _drawn(ours))
+
+    def _by_frames(self, clip: Clip, pair: Pair) -> Measured:
+        reference = pair.source.read()
+        scene = self._scene(pair.source) if _is_small(clip) else None
+        boxes = boxes_of_sprites(reference.pixels, len(scene.sprites)) if scene and scene.sprites else None
+        return Measured(*self.frames.measured(clip, pair.caption, reference, boxes))
 
     def reference_paths(self, source: Source) -> list[list[list[int] | None]]:
         """What the page draws over the reference."""

@@ -17,6 +17,7 @@ import yaml
 
 from motionlora.data.clip import Clip, read_clip
 from motionlora.data.errors import InputError, meant
+from motionlora.data.manifest import Listed, account
 from motionlora.data.pictures import IMAGES
 from motionlora.data.sprites import Scene
 from motionlora.infer.compare_settings import CompareSettings
@@ -81,7 +82,7 @@ def read_pairs(settings: CompareSettings, say: Callable[[str], None] = print) ->
             pair that stands twice.
     """
     folder, file = _places(settings)
-    clips, entries = clips_in(folder), read_captions(file)
+    clips, entries = clips_in(folder), _present(settings, read_captions(file))
     paths = [_found(entry, clips, folder) for entry in entries]
     left_out = sorted(path.name for path in clips if path not in paths)
     if left_out:
@@ -95,6 +96,30 @@ def read_pairs(settings: CompareSettings, say: Callable[[str], None] = print) ->
         Pair(sources[path], entry.caption, settings.seeds, _lora(entry, path, file, settings.loras), entry.kind)
         for entry, path in zip(entries, paths, strict=True)
     ]
+
+
+def benchmark_facts(settings: CompareSettings) -> dict[str, str]:
+    """For the head of every table: how much of the benchmark of the settings there is; nothing where there is none.
+
+    Raises:
+        InputError: as `account` and `read_captions`.
+    """
+    if settings.benchmark is None:
+        return {}
+    folder, file = _places(settings)
+    names = {name for path in clips_in(folder) for name in (path.name, path.stem)}
+    entries = read_captions(file)
+    return {
+        "benchmark": account(settings.benchmark, [Listed(e.clip, e.kind, e.place, e.clip in names) for e in entries])
+    }
+
+
+def _present(settings: CompareSettings, entries: list[Asked]) -> list[Asked]:
+    """The entries whose clip is there; of a benchmark some may be missing, which `benchmark_facts` tells."""
+    if settings.benchmark is None or settings.clips is None:
+        return entries
+    names = {name for path in clips_in(settings.clips) for name in (path.name, path.stem)}
+    return [entry for entry in entries if entry.clip in names]
 
 
 def clips_in(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A comparison as one page that opens from disk: clips in step, tracks, tables, filters, and a blind ranking.
+"""A comparison as one page that opens from disk: clips in step, tracks, displacements, tables, plots, blind ranking.
 
 Every clip is one picture of all its frames (WebP), which the page draws frame by frame: that plays in every browser,
 never falls out of step, and scrubs at once. All that comes from people reaches the page as JSON whose `<`, `>` and `&`
@@ -9,7 +9,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from importlib import resources
@@ -21,16 +21,20 @@ from PIL import Image
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip
+from motionlora.heads.lora_file import load_lora
 from motionlora.infer.compare_table import HEADLINES
 from motionlora.infer.gains import COSTS, gains_of
-from motionlora.infer.measure_pair import MEASURES
+from motionlora.infer.learned import learned_beside
+from motionlora.infer.measure_names import MEASURES
 from motionlora.infer.pairs import Source
+from motionlora.infer.report_field import coloured, field_of
 from motionlora.infer.row import Row
+from motionlora.infer.settings import lora_choice
 from motionlora.infer.studio import Cell
 
 SIDE = 416
 """Pixels of a frame's longer side on the page; larger clips are made smaller there."""
-SCRIPTS = ("report_table.js", "report_play.js", "report_blind.js")
+SCRIPTS = ("report_table.js", "report_plot.js", "report_play.js", "report_blind.js")
 Paths = list[Any]
 
 
@@ -53,10 +57,12 @@ def write_report(
         StorageError: the file cannot be written.
     """
     sheets: dict[str, dict[str, Any]] = {}
+    fields: dict[str, np.ndarray] = {}
 
     def sheet(name: str, clip: Callable[[], Clip]) -> int:
         if name not in sheets:
-            sheets[name] = sheet_of(clip())
+            made = clip()
+            sheets[name], fields[name] = sheet_of(made), field_of(made)
         return list(sheets).index(name)
 
     sources: dict[str, dict[str, Any]] = {}
@@ -71,6 +77,11 @@ def write_report(
         number = sheet(name, lambda cell=cell: clip_of(cell)) if made else None
         shown.append({**asdict(row), "id": row_id(row), "sheet": number})
         del shown[-1]["key"]
+    speed = full_speed(fields.values())
+    for name, found in sheets.items():
+        found["field"] = webp_of(
+            [Image.fromarray(coloured(frame, speed)) for frame in fields[name]], found["columns"], 80
+        )
     payload = {
         "id": comparison_id(rows),
         "heading": heading,
@@ -80,6 +91,9 @@ def write_report(
         "gains": [asdict(gain) for gain in gains_of(rows) if gain.measure in HEADLINES],
         "sources": sources,
         "sheets": list(sheets.values()),
+        "speed": speed,
+        "headlines": HEADLINES,
+        "loras": loras_of(cells),
         "rows": shown,
     }
     with replacing(path) as draft:
@@ -107,18 +121,62 @@ def sheet_of(clip: Clip) -> dict[str, Any]:
     scale = min(1.0, SIDE / max(clip.height, clip.width))
     height, width = max(1, round(clip.height * scale)), max(1, round(clip.width * scale))
     columns = math.ceil(math.sqrt(clip.frames * height / width))
-    lines = math.ceil(clip.frames / columns)
-    canvas = Image.new("RGB", (columns * width, lines * height))
-    for index, frame in enumerate(clip.pixels):
-        picture = Image.fromarray(np.ascontiguousarray(frame))
-        if scale < 1:
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in clip.pixels]
+    if scale < 1:
+        pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
+    source = webp_of(pictures, columns, 92 if scale == 1 else 80)
+    return {
+        "src": source,
+        "width": width,
+        "height": height,
+        "frames": clip.frames,
+        "columns": columns,
+        "pixels": clip.width,
+    }
+
+
+def webp_of(pictures: Sequence[Image.Image], columns: int, quality: int) -> str:
+    """Pictures of one size, row by row, as one WebP in a data URI."""
+    width, height = pictures[0].size
+    canvas = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    for index, picture in enumerate(pictures):
         canvas.paste(picture, (index % columns * width, index // columns * height))
     content = io.BytesIO()
-    canvas.save(content, format="WEBP", quality=92 if scale == 1 else 80, method=4)
-    source = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
-    facts = {"width": width, "height": height, "frames": clip.frames, "columns": columns, "pixels": clip.width}
-    return {"src": source, **facts}
+    canvas.save(content, format="WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def full_speed(fields: Iterable[np.ndarray]) -> float:
+    """Pixels a frame at which a displacement has its full colour: one for the page, that few cells exceed."""
+    speeds = [float(np.quantile(np.hypot(*np.moveaxis(field, -1, 0)), 0.98)) for field in fields]
+    return round(max(speeds, default=0.0), 3) or 1.0
+
+
+def loras_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Every LoRA of a method, each clip's own: how its loss fell, and the heads that it was measured and trained on."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        place = (cell.method.name, cell.pair.source.name)
+        if not cell.method.lora or cell.method.control != "none" or place in found:
+            continue
+        path = lora_choice(cell.donor.lora).path
+        if path.is_file():
+            learned = learned_beside(path)
+            facts = {"curves": learned.curves, "seconds": learned.seconds, **_heads_of(path)}
+            found[place] = {"method": place[0], "clip": place[1], **facts}
+    return list(found.values())
+
+
+def _heads_of(path: Path) -> dict[str, Any]:
+    """Rank, and scores and choice of heads, None where the file tells none."""
+    lora = load_lora(path)
+    told, measured = lora.provenance, lora.head_map
+    heads = None
+    if measured is not None and lora.stage in ("spatial", "temporal"):
+        rule: Any = told.get("rule", "code")
+        chosen = measured.chosen(lora.stage, rule, float(str(told.get("ratio", 1.3))))
+        heads = {"scores": measured.scores.round(4).tolist(), "trained": chosen.astype(int).tolist()}
+    return {"rank": lora.rank, "heads": heads}
 
 
 def row_id(row: Row) -> str:

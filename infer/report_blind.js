@@ -127,11 +127,13 @@ function drawAll() {
   at("numbers").hidden = blind.on;
   at("filter-method").closest("label").hidden = blind.on;
   at("ranking").hidden = !blind.on;
-  for (const place of ["summary", "gains", "cells"]) at(place).replaceChildren();
+  for (const place of ["summary", "gains", "cells", "costs", "learning"]) at(place).replaceChildren();
   if (!blind.on) {
     drawSummary(rows);
     drawGains();
     drawCells(rows);
+    drawCosts(rows);
+    drawLearning(rows);
   }
   drawGroups(rows);
   drawProgress();

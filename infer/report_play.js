@@ -27,13 +27,14 @@ class Player {
   }
 
   draw() {
-    const picture = pictureOf(this.number, () => this.draw());
+    const view = at("view").value, picture = pictureOf(this.number, view, () => this.draw());
     if (!picture) return;
     const pen = this.canvas.getContext("2d"), sheet = this.sheet;
     const frame = Math.min(Math.floor(clock.frame), sheet.frames - 1);
-    pen.imageSmoothingEnabled = this.canvas.width === sheet.width;
-    pen.drawImage(picture, (frame % sheet.columns) * sheet.width, Math.floor(frame / sheet.columns) * sheet.height,
-      sheet.width, sheet.height, 0, 0, this.canvas.width, this.canvas.height);
+    const wide = picture.naturalWidth / sheet.columns, high = picture.naturalHeight / Math.ceil(sheet.frames / sheet.columns);
+    pen.imageSmoothingEnabled = view === "src" && this.canvas.width === sheet.width;
+    pen.drawImage(picture, (frame % sheet.columns) * wide, Math.floor(frame / sheet.columns) * high,
+      wide, high, 0, 0, this.canvas.width, this.canvas.height);
     this.canvas.dataset.frame = frame;
     if (at("tracks").checked) this.drawPaths(pen, Math.floor(clock.frame));
   }
@@ -61,15 +62,16 @@ class Player {
   }
 }
 
-// The picture of a sheet, or null while it is read; `ready` is called when it is there.
-function pictureOf(number, ready) {
-  let picture = pictures.get(number);
+// A picture of a sheet, its frames or its displacements, or null while it is read; `ready` is called when it is there.
+function pictureOf(number, view, ready) {
+  const key = `${view} ${number}`;
+  let picture = pictures.get(key);
   if (!picture) {
     picture = new Image();
     picture.waiting = [];
     picture.onload = () => { picture.waiting.splice(0).forEach((call) => call()); };
-    picture.src = data.sheets[number].src;
-    pictures.set(number, picture);
+    picture.src = data.sheets[number][view];
+    pictures.set(key, picture);
   }
   if (picture.complete && picture.naturalWidth) return picture;
   picture.waiting.push(ready);
@@ -110,6 +112,8 @@ function startPlaying() {
   at("scrub").addEventListener("input", () => goTo(Number(at("scrub").value)));
   at("speed").addEventListener("change", () => { clock.speed = Number(at("speed").value); });
   at("tracks").addEventListener("change", drawFrame);
+  at("view").addEventListener("change", () => { at("wheel").hidden = at("view").value === "src"; drawFrame(); });
+  at("wheel").title = `where things move next, full colour at ${shown(data.speed)} pixels a frame`;
   document.addEventListener("keydown", (event) => {
     if (/^(input|select|textarea|button|summary)$/i.test(event.target.tagName)) return;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

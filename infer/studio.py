@@ -16,9 +16,10 @@ from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import InputError, StorageError
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import load_into, unload
-from motionlora.infer.compare_settings import GridSettings
+from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
 from motionlora.infer.generate import Stopwatch, loaded_model, versions
+from motionlora.infer.learned import learned_beside
 from motionlora.infer.method import PLAIN, Method
 from motionlora.infer.order import chosen_device, loaded_lora
 from motionlora.infer.own_code import code_hash
@@ -60,7 +61,7 @@ class Studio:
         InputError: the model or the size cannot be used, or a caption is too long.
     """
 
-    def __init__(self, settings: GridSettings, size: Size, strength: float, captions: Iterable[str]) -> None:
+    def __init__(self, settings: StudioSettings, size: Size, strength: float, captions: Iterable[str]) -> None:
         shared = {key: getattr(settings, key) for key in ("model", "negative", "sample", "device", "dtype", "cache")}
         self.how = GenerateSettings(**shared, **asdict(size), attention=settings.attention)
         self.size, self.exact, self.strength = size, settings.exact, strength
@@ -159,6 +160,8 @@ class Studio:
         with watch.timed("decode"):
             clip = replace(self.model.decode(latent, self.size.fps), caption=cell.pair.caption)
         cost = asdict(effort) | {f"seconds_{phase}": seconds for phase, seconds in watch.seconds.items()}
+        if lora and (tuning := learned_beside(Path(lora["file"])).seconds) is not None:
+            cost["seconds_tuning"] = tuning
         if cuda:
             cost["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
         story = {"method": method.name, "caption": cell.pair.caption, "seed": cell.seed, "cost": cost, "lora": lora}

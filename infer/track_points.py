@@ -5,6 +5,7 @@ on scipy because it is compiled, well known and not ours to maintain. How exact 
 measured by `check_tracker.py`. Positions are (y, x) in pixels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -124,6 +125,21 @@ def colours_at(frame: UInt8[np.ndarray, "height width 3"], points: Points) -> Fl
     y, x = np.ascontiguousarray(points.T, np.float32)
     smooth = cv2.blur(np.ascontiguousarray(frame), (3, 3)).astype(np.float32)
     return cv2.remap(smooth, x[:, None], y[:, None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+
+
+def dense_flow(
+    pixels: UInt8[np.ndarray, "frame height width 3"], size: tuple[int, ...]
+) -> Iterator[Float[np.ndarray, "height width 2"]]:
+    """Displacement (y, x) of every pixel to the next frame, after the frames are made to be of `size` (height, width).
+
+    Farneback's polynomial expansion (Scandinavian Conference on Image Analysis 2003). To look at, not to measure by: on
+    flat areas it is smooth guesswork.
+    """
+    small = [cv2.cvtColor(cv2.resize(f, size[::-1], interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for f in pixels]
+    for before, after in pairwise(small):
+        blank = np.zeros((*before.shape, 2), np.float32)
+        flow = cv2.calcOpticalFlowFarneback(before, after, blank, 0.5, 3, 13, 3, 5, 1.1, 0)
+        yield np.asarray(flow, np.float64)[..., ::-1]
 
 
 def grid_points(height: int, width: int, side: int) -> Points:

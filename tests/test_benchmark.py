@@ -1,6 +1,7 @@
 """The sprite protocol is what its description says, and it cannot change unnoticed."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -16,6 +17,8 @@ from motionlora.data.benchmark import (
     references,
     target_of,
 )
+from motionlora.data.errors import InputError
+from motionlora.data.manifest import MANIFESTS, Listed, account
 from motionlora.data.sprites import FAMILIES, FRAMES, RADII, SIZE, TEXTURED, Change, random_path, render
 
 REFERENCES = references()
@@ -113,3 +116,27 @@ def test_targets_change_what_their_class_says(reference: Reference) -> None:
             assert np.array_equal(after.path, before.path)
         if reference.kind == "camera":
             assert target.background in TEXTURED, "a plain background would not show the camera's motion"
+
+
+def listed(clips: int, kinds: Sequence[str], *, absent: int = 0) -> list[Listed]:
+    return [Listed(f"c{n}", kind, f"line {n}", n >= absent) for n in range(clips) for kind in kinds]
+
+
+def test_a_whole_benchmark_is_told_as_whole_and_a_part_as_a_part() -> None:
+    """50 clips x 3 captions are 150 pairs; what is missing is named."""
+    kinds = MANIFESTS["davis"].classes
+    whole = account("davis", listed(50, kinds))
+    assert "50 of 50 clips; 150 of 150 pairs; caption 50; subject 50; scene 50" in whole
+    assert "not there" not in whole
+    assert "without" not in whole
+    part = account("davis", [*listed(12, kinds, absent=2), Listed("late", "scene", "line 99", True)])
+    assert "11 of 50 clips; 31 of 150 pairs" in part
+    assert "not there: c0, c1;" in part
+    assert "37 clips are not in the captions file" in part
+    assert part.endswith("clips without all captions: late")
+    assert "53 of 53 clips; 53 of 53 pairs" in account("motionbench", listed(53, ("camera",)))
+    assert sum(m.clips * m.captions for m in MANIFESTS.values()) == 150 + 53 + 500 + 304
+    with pytest.raises(InputError, match=r"line 0: DAVIS-50 x 3 has no class 'scenes'.*did you mean scene\?"):
+        account("davis", listed(1, ("scenes",)))
+    with pytest.raises(InputError, match="No clip of MTBench is there, of 2"):
+        account("mtbench", listed(2, ("easy",), absent=2))

@@ -25,12 +25,13 @@ from motionlora.infer import own_code
 from motionlora.infer import studio as studios
 from motionlora.infer.compare import compare, grid
 from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
-from motionlora.infer.guidance_list import guidance_names
-from motionlora.infer.measure_pair import MEASURES, SPRITES, asked_scene
+from motionlora.infer.guidance_list import guidance_class, guidance_names
+from motionlora.infer.measure_names import MEASURES
+from motionlora.infer.measure_pair import SPRITES, asked_scene
 from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.own_code import code_hash, sources
 from motionlora.infer.pace import Pace
-from motionlora.infer.pairs import read_captions, read_pairs
+from motionlora.infer.pairs import benchmark_facts, read_captions, read_pairs
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.train.command import main
 
@@ -317,8 +318,8 @@ def test_every_guidance_there_is_can_be_compared(settings: CompareSettings) -> N
     said: list[str] = []
     compare(changed(settings, methods=(), dry_run=True), said.append)
     names = {line.split()[0] for line in said[-1].splitlines()[2:-1]}
-    moving = set(guidance_names()) - {"none"}
-    assert names == {"none", *moving, "static", "reference", *(f"wrong:{name}" for name in moving)}
+    moving = {name for name in guidance_names() if guidance_class(name).needs_reference}
+    assert names == {*guidance_names(), "static", "reference", *(f"wrong:{name}" for name in moving)}
 
 
 def test_pace_is_by_forwards_and_by_what_needs_none() -> None:
@@ -353,6 +354,17 @@ def test_captions_are_the_same_in_every_form(tmp_path: Path, name: str, text: st
     assert [(e.clip, e.caption) for e in read_captions(tmp_path / "m.yaml")] == [
         ("a.mp4", "x y"), ("b.mp4", "z"), ("b.mp4", "w")
     ]  # fmt: skip
+
+
+def test_clips_of_a_benchmark_that_are_not_there_are_listed(settings: CompareSettings, tmp_path: Path) -> None:
+    entries = [{"clip": clip, "caption": f"{clip} style", "kind": "style"} for clip in ("one", "bear")]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    partly = changed(settings, captions=tmp_path / "c.jsonl", benchmark="loveu")
+    assert [pair.caption for pair in read_pairs(partly, quiet)] == ["one style"]
+    assert "1 of 76 clips; 1 of 304 pairs" in benchmark_facts(partly)["benchmark"]
+    assert "not there: bear" in benchmark_facts(partly)["benchmark"]
+    with pytest.raises(InputError, match="there is no clip 'bear'"):
+        read_pairs(changed(partly, benchmark=None), quiet)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +458,7 @@ def test_the_protocol_walks_as_the_tiny_does_and_tells_its_hash(model: Path, tmp
     bench = BenchSpritesSettings()
     walk = read_yaml(config_path("tiny"))["generate"]["sample"]
     assert bench.sample.model_dump() == walk
-    pairs = protocol.protocol_pairs(BenchSpritesSettings(form="full"))
+    pairs = protocol.protocol_pairs("full")
     assert sum(len(pair.seeds) for pair in pairs) == 96
     assert len({pair.source.name for pair in pairs}) == 16
     monkeypatch.setattr(protocol, "cases", lambda form: cases("short")[:2])

@@ -9,21 +9,29 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
+from motionlora.heads.head_map import HeadMap
+from motionlora.heads.lora import MotionLora
+from motionlora.heads.lora_file import save_lora
+from motionlora.heads.token_grid import TokenGrid
 from motionlora.infer.compare_table import write_tables
+from motionlora.infer.learned import Learned, curve_of, learned_beside
 from motionlora.infer.method import parsed_method
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.rankings import sum_up
 from motionlora.infer.report import embedded, row_id, sheet_of, write_report
+from motionlora.infer.report_field import coloured, field_of
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell
 
@@ -40,7 +48,20 @@ def clip_of(shade: int) -> Clip:
     return Clip(pixels, 12.0, "")
 
 
-def rows_and_cells() -> tuple[list[Row], list[Cell]]:
+def lora_at(folder: Path) -> Path:
+    """A LoRA of two heads on a map of 2 x 2, with the log of three steps beside it."""
+    grid, scores = TokenGrid(2, 2, 2), np.array([[[0.1, 0.4], [0.4, 0.1]], [[0.3, 0.3], [0.0, 0.2]]])
+    head_map = HeadMap("m", grid, (0.9,), scores, 1, "c", EVIL)
+    factors = {"lora_A": torch.ones(2, 8), "lora_B": torch.ones(8, 2)}
+    weights = {f"blocks.{b}.attn1.to_q.{name}.weight": factor for b in range(2) for name, factor in factors.items()}
+    story = {"rule": "code", "ratio": 1.3, "strength": 1.0}
+    save_lora(MotionLora(weights, 2, 2.0, head_map, "temporal", story), folder / "temporal.safetensors")
+    steps = [{"step": step, "loss": loss, "seconds": 0.5} for step, loss in ((1, 0.9), (2, None), (3, 0.3))]
+    (folder / "log-temporal.jsonl").write_text("\n".join(map(json.dumps, steps)) + '\n{"step": 4, "lo')
+    return folder / "temporal.safetensors"
+
+
+def rows_and_cells(lora: str = "") -> tuple[list[Row], list[Cell]]:
     """Two clips, one caption each, four methods, of which one is a control and one fails on the second clip."""
     rows, cells = [], []
     for at, (name, caption) in enumerate(((FILE, EVIL), ("two.mp4", "a plain caption"))):
@@ -48,13 +69,16 @@ def rows_and_cells() -> tuple[list[Row], list[Cell]]:
         pair = Pair(Source(name, lambda clip=clip: clip, clip.content_hash()), caption, (0,))
         for number, text in enumerate(METHODS):
             method = parsed_method(text)
-            cells.append(Cell(pair, method, 0, pair))
+            cells.append(
+                Cell(pair, replace(method, lora=bool(lora) and text == "flowmotion"), 0, replace(pair, lora=lora))
+            )
             row = Row(name, "", caption, text, 0, method.control, key=f"{at}{number}")
             if text == "inject" and at:
                 row = Row(name, "", caption, text, 0, status="failed", sentence=f"it broke: {EVIL}")
             else:
                 values = {"smf": 0.1 * number + at, "gain": 10.0 - number}
-                row = Row(**{**vars(row), "values": values, "cost": {"forwards": 4.0}, "paths": [[[320, 320], None]]})
+                cost = {"forwards": 4.0, "seconds_sample": 2.0 + number}
+                row = replace(row, values=values, cost=cost, paths=[[[320, 320], None]])
             rows.append(row)
     return rows, cells
 
@@ -62,7 +86,7 @@ def rows_and_cells() -> tuple[list[Row], list[Cell]]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    rows, cells = rows_and_cells()
+    rows, cells = rows_and_cells(str(lora_at(folder)))
     write_tables(rows, folder, {"model": EVIL})
 
     def made(cell: Cell) -> Clip:
@@ -117,6 +141,40 @@ def test_a_sheet_holds_every_frame() -> None:
         assert np.abs(np.array(picture.getpixel(place)) - [30 * frame, 90, 0]).max() < 6
     wide = sheet_of(Clip(np.zeros((3, 480, 832, 3), np.uint8), 12.0, ""))
     assert (wide["width"], wide["height"], wide["pixels"]) == (416, 240, 832)
+
+
+def test_what_a_lora_learned_is_told_and_nothing_is_made_up(page: Path, tmp_path: Path) -> None:
+    data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert [(lora["method"], lora["clip"], lora["rank"]) for lora in data["loras"]] == [
+        ("flowmotion", FILE, 2), ("flowmotion", "two.mp4", 2)
+    ]  # fmt: skip
+    assert data["loras"][0]["curves"] == {"temporal": [[1, 0.9], [3, 0.3]]}
+    assert data["loras"][0]["seconds"] == 1.5
+    assert data["loras"][0]["heads"]["trained"] == [[1, 0], [0, 1]]
+    (tmp_path / "log-temporal.jsonl").write_text((page.parent / "log-temporal.jsonl").read_text())
+    assert learned_beside(tmp_path / "fox.safetensors") == Learned()
+    assert learned_beside(tmp_path / "x" / "temporal.safetensors") == Learned()
+    many = [{"step": step, "loss": float(step % 2), "seconds": 0.0} for step in range(1, 1001)]
+    curve = curve_of(many)
+    assert len(curve) <= 80
+    assert curve[-1][0] == 1000
+    assert {loss for _, loss in curve[:-1]} <= {0.46154, 0.53846}, "means of 13 steps"
+
+
+def test_displacements_have_their_direction_and_speed() -> None:
+    generator = np.random.default_rng(0)
+    texture = np.array(Image.fromarray(generator.integers(0, 256, (20, 40), np.uint8)).resize((160, 80)))
+    frames = [np.stack([texture[5:69, 60 - 2 * i : 124 - 2 * i]] * 3, -1) for i in range(4)]
+    field = field_of(Clip(np.stack(frames), 12.0, ""))
+    assert field.shape == (4, 24, 24, 2)
+    y, x = np.median(field.reshape(-1, 2), 0)
+    assert abs(x - 2) < 0.2
+    assert abs(y) < 0.2
+    large = np.repeat(np.repeat(np.stack(frames), 5, 1), 5, 2)
+    assert abs(np.median(field_of(Clip(large, 12.0, ""))[..., 1]) - 10) < 1, "pixels of the clip, not of its small copy"
+    directions = np.array([(0.0, 2.0), (2.0, 0.0), (0.0, -2.0), (0.0, 0.0), (0.0, 1.0), (0.0, 9.0)])
+    colours = [(255, 0, 0), (128, 255, 0), (0, 255, 255), (255, 255, 255), (255, 128, 128), (255, 0, 0)]
+    assert np.abs(coloured(directions, 2.0).astype(int) - colours).max() <= 1
 
 
 def test_rankings_are_summed_up_with_equal_ranks_shared(page: Path, tmp_path: Path) -> None:
@@ -307,6 +365,15 @@ def test_clips_play_in_step_and_scrub_together(browser: Browser, page: Path) -> 
         assert len(reds) >= 5
         assert all(abs(red - 30 * frame) < 8 for red in reds), "every clip shows the same frame"
     browser.ask("at('tracks').checked = true; drawFrame()")
+    choose(browser, "#view", "field")
+    middle = "c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data.slice(0, 3)]"
+    seen = f"[...document.querySelectorAll('canvas')].filter(c => c.player.visible).flatMap({middle})"
+    browser.ask("at('tracks').checked = false; drawFrame()")
+    browser.until(f"{seen}.every(level => level > 250)")  # clips of one colour stand still, which is white
+    assert browser.ask("at('wheel').hidden") is False
+    choose(browser, "#view", "src")
+    browser.until(f"{seen}.some(level => level < 200)")
+    browser.ask("at('tracks').checked = true; drawFrame()")
     corner = browser.ask("""(() => { const c = document.querySelector('.reference canvas');
         return [...c.getContext('2d').getImageData(2, 2, 1, 1).data]; })()""")
     assert corner[0] > 200, "the reference's path lies at its first pixel, in red"
@@ -337,6 +404,23 @@ def test_tables_sort_and_filters_filter(browser: Browser, page: Path) -> None:
     choose(browser, "#filter-clip", "")
     choose(browser, "#filter-caption", "a plain caption")
     assert column(browser, "cells", 0) == list(METHODS)
+    assert browser.complaints() == []
+
+
+def test_what_was_learned_is_drawn_and_follows_the_filters(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    count = "document.querySelectorAll('#learning {}').length"
+    assert browser.ask(count.format("figure")) == 2
+    assert browser.ask(count.format("polyline")) == 2
+    assert browser.ask(count.format("rect.trained")) == 4
+    assert browser.ask(count.format("rect")) == 8
+    dots = "[...document.querySelectorAll('#costs circle title')].map(t => t.textContent)"
+    assert browser.ask(dots) == ["none", "flowmotion", "inject"]
+    choose(browser, "#filter-clip", "two.mp4")
+    assert browser.ask(count.format("figure")) == 1
+    choose(browser, "#filter-method", "none")
+    assert browser.ask(count.format("figure")) == 0
+    assert browser.ask("at('learning').closest('details').hidden") is True
     assert browser.complaints() == []
 
 

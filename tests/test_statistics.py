@@ -9,6 +9,8 @@ import pytest
 
 from motionlora.infer.compare_table import as_csv, as_markdown, verdicts
 from motionlora.infer.gains import figures_of, gains_of, paired
+from motionlora.infer.guidance_list import guidance_names
+from motionlora.infer.published import ROWS, published_of
 from motionlora.infer.row import Row
 from motionlora.infer.statistics import holm, mean_interval, mean_of, median_interval, median_of, sign_flip_p
 
@@ -117,3 +119,18 @@ def test_a_figure_says_how_many_cells_it_rests_on() -> None:
     assert "0.50 (2)" in text
     assert "SMF (1): it hid | <b>" in text.replace("\\|", "|").replace("&lt;", "<")
     assert "a\\|b" in text
+
+
+def test_papers_figures_stand_apart_and_only_beside_their_methods() -> None:
+    """Each number is printed once for its paper; a control and a method of nobody's have none."""
+    assert {p.method for p in published_of(["lora:0.5+smm", "wrong:lora+ditflow", "static"])} == {"lora", "smm"}
+    assert [p.fidelity for p in published_of(["ditflow:lr=0.01"])] == [0.785, 0.813, 0.4062, 0.691]
+    assert {p.method for p in ROWS} <= {"lora", *guidance_names()}
+    rows = [row(name, clip=clip, smf=0.5) for name in ("none", "smm") for clip in "ab"]
+    text = as_markdown(rows, figures_of(rows), gains_of(rows), {})
+    ours, _, theirs = text.partition("## What papers print")
+    assert "not to be merged" in theirs
+    assert "| smm | SMM | 0.276 | 0.927 | 0.924 | 785 | Follow-Your-Motion" in theirs
+    assert "0.927" not in ours
+    controls = [row("static")]
+    assert "What papers print" not in as_markdown(controls, figures_of(controls), gains_of(controls), {})

@@ -1,6 +1,6 @@
 """The subcommands that compare: the few lines that call the rooms for the work, imported when they run."""
 
-from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
+from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings
 
 
 def compare(settings: CompareSettings) -> None:
@@ -20,3 +20,10 @@ def bench_sprites(settings: BenchSpritesSettings) -> None:
     from motionlora.infer.bench_sprites import bench_sprites
 
     bench_sprites(settings)
+
+
+def ablation(settings: AblationSettings) -> None:
+    """Runs the ablations of the main method."""
+    from motionlora.train.ablate import ablate
+
+    ablate(settings)
