@@ -85,7 +85,8 @@ def planned(config: str, *more: str) -> Plan:
 def trial_of(stride: int, *, checkpointing: bool) -> Trial:
     """`tried` in a fresh process, whose memory has no past."""
     words = [sys.executable, __file__, "--trial", str(stride), str(checkpointing)]
-    return Trial(**json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    return Trial(**json.loads(ended.stdout.splitlines()[-1]))
 
 
 def tried(stride: int, *, checkpointing: bool) -> Trial:

@@ -70,8 +70,9 @@ def step_gflop(result: TrainResult, stride: int) -> float:
     chosen = result.head_map.chosen("temporal", "code", 1.3)
     stage = temporal_stage(model, clip, chosen, settings)
     layers = attach(model.transformer, "temporal", chosen, rank=32, seed=0)
+    generator = keyed_generator(0)
     with FlopCounterMode(display=False) as counter, torch.enable_grad(), model.positioned(stage.positions):
-        stage.loss(model, stage.point(keyed_generator(0))).total.backward()
+        stage.loss(model, stage.point(generator), stage.told(generator)).total.backward()
     layers.remove()
     return counter.get_total_flops() / 1e9
 

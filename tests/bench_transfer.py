@@ -1,6 +1,9 @@
 """Does a motion move? The sprite protocol's eight object motions with the demo's recipe, beside every control.
 
-    python tests/bench_transfer.py                 about half an hour on two cores; resumes; writes results/transfer.*
+    python tests/bench_transfer.py                 about an hour on two cores; resumes; writes results/transfer.*
+
+`--share 0/2` and `--share 1/2` in two processes of one thread each learn the LoRAs sooner; the call without makes the
+table of them.
 
 Rows: the temporal LoRA; no LoRA, same seeds; the LoRA of another reference; the static clip (SMF 0 by definition, its
 looks are those of the first frame without LoRA); the reference itself fed in as an output. Selectivity: LoRAs of a
@@ -11,9 +14,11 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 
@@ -34,28 +39,32 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--results", type=Path, default=Path("results/transfer"))
     parser.add_argument("--references", type=int, default=8)
-    parser.add_argument("--reversed", type=int, default=4, help="how many references are also learned backwards")
+    parser.add_argument("--reversed", nargs="*", default=["v", "zigzag", "s", "circle"], help="also learned backwards")
+    parser.add_argument("--share", help="I/N: only learn the LoRAs of the I-th of N shares of the references")
     parser.add_argument("overrides", nargs="*", help="training settings, as of motionlora train, after --")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     book = Book(chosen.work / "cells.jsonl")
     todo = cases("objects")
     names = list(dict.fromkeys(case.reference.name for case in todo))[: chosen.references]
-    lora: dict[str, Path] = {}
-    seconds: list[float] = []
-    for case in todo:
-        name = case.reference.name
-        if name in names and name not in lora:
-            lora[name] = learned(case.reference, chosen, book)
+    learners = {case.reference.name: case.reference for case in todo if case.reference.name in names}
+    backwards = [name for name in names if name in chosen.reversed]
+    if chosen.share:
+        share, shares = map(int, chosen.share.split("/"))
+        for name in names[share::shares]:
+            learned(learners[name], chosen, book)
+        for name in backwards[share::shares]:
+            learned(learners[name].reversed(), chosen, book)
+        return
+    lora = {name: learned(learners[name], chosen, book) for name in names}
     for name in names:
         part = [case for case in todo if case.reference.name == name]
         wrong = lora[names[(names.index(name) + 1) % len(names)]]
         for row, made in rows_of(part, lora[name], wrong).items():
             book.once(f"{row}/{name}", lambda made=made: {"scores": made()})
-    for case in todo[::2][: chosen.reversed]:
-        backwards = learned(case.reference.reversed(), chosen, book)
-        name = case.reference.name
-        book.once(f"selectivity/{name}", lambda n=name, b=backwards: {"values": selectivity(todo, n, lora[n], b)})
+    for name in backwards:
+        turned = learned(learners[name].reversed(), chosen, book)
+        book.once(f"selectivity/{name}", lambda n=name, b=turned: {"values": selectivity(todo, n, lora[n], b)})
     seconds = [book.cells[f"learn/{name}"]["seconds"] for name in names]
     write(chosen, book, names, seconds)
 
@@ -88,21 +97,19 @@ def learned(reference: Reference, chosen: argparse.Namespace, book: Book) -> Pat
 def rows_of(part: list[Case], lora: Path, wrong: Path) -> dict[str, Callable[[], list[dict]]]:
     model = WanBackbone.load("tiny")
 
-    def by(file: Path | None) -> list[dict]:
-        return [asdict(judged(clip, case)) for clip, case in zip(shown(model, part, file, "walk"), part, strict=True)]
+    @cache
+    def made(file: Path | None) -> list[Clip]:
+        return shown(model, part, file, "walk")
 
-    def static() -> list[dict]:
-        return [asdict(judged(frozen(clip), c)) for clip, c in zip(shown(model, part, None, "walk"), part, strict=True)]
-
-    def itself() -> list[dict]:
-        return [asdict(judged(render(case.reference.scene), case)) for case in part]
+    def judged_all(clips: Iterable[Clip]) -> list[dict]:
+        return [asdict(judged(clip, case)) for clip, case in zip(clips, part, strict=True)]
 
     return {
-        "temporal LoRA": lambda: by(lora),
-        "no LoRA": lambda: by(None),
-        "wrong LoRA": lambda: by(wrong),
-        "static clip": static,
-        "reference itself": itself,
+        "temporal LoRA": lambda: judged_all(made(lora)),
+        "no LoRA": lambda: judged_all(made(None)),
+        "wrong LoRA": lambda: judged_all(made(wrong)),
+        "static clip": lambda: judged_all(map(frozen, made(None))),
+        "reference itself": lambda: judged_all(render(case.reference.scene) for case in part),
     }
 
 
@@ -183,7 +190,7 @@ def write(chosen: argparse.Namespace, book: Book, names: list[str], seconds: lis
         cells = [f"{mean(s[key] for s in part):.2f}" for key in ("smf", "acc", "leak") for part in (with_, without)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    command = " ".join(["python tests/bench_transfer.py", *(["--", *chosen.overrides] if chosen.overrides else [])])
+    command = " ".join(["python tests/bench_transfer.py", *sys.argv[1:]])
     lines += ["", f"Training took {median(seconds):.0f} s a reference (both stages; median)."]
     lines += [f"{machine}, {date.today()}, `{command}`.", ""]
     text = "\n".join(lines)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from largest import Largest
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionlora.data.errors import InputError
 from motionlora.heads.token_grid import TokenGrid
@@ -132,21 +132,6 @@ def test_chunked_is_dense_is_torchs_attention_in_values_and_gradients(fuse: Any,
         fuse,
         weights,
     )
-
-
-class Largest(TorchDispatchMode):
-    """The most numbers that any result of an operation holds in memory of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for result in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(result, Tensor):
-                self.numbers = max(self.numbers, result.untyped_storage().nbytes() // result.element_size())
-        return out
 
 
 def test_no_tensor_grows_with_the_square_of_all_tokens() -> None:

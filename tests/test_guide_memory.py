@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest import Largest
 
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.schedule import euler_times
@@ -24,19 +23,6 @@ LINEAR = SQUARE // 8
 """More than anything linear in the tokens has here; the widest is the feed-forward, 64 numbers a token."""
 ACTING: dict[str, Any] = {"share": 1.0, "iterations": 1, "start": 0.9, "channels": 0.25}
 BOXES = [{"frame": 0, "x": 4, "y": 4, "w": 20, "h": 20}, {"frame": 48, "x": 36, "y": 30, "w": 20, "h": 20}]
-
-
-class Largest(TorchDispatchMode):
-    """Watches the size of every tensor that is made, also on the way back, in numbers."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for result in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(result, Tensor):
-                self.numbers = max(self.numbers, result.untyped_storage().nbytes() // result.element_size())
-        return out
 
 
 def largest(model: Any, guidance: GuidanceSettings) -> int:

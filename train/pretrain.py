@@ -37,8 +37,9 @@ class Recipe:
 
     Steps are those of each of two processes, whose gradients are averaged. The embedded model had as many steps as the
     defaults in other portions: 4 000 on an earlier sprite world (tilted shapes, textures of any period; its plan cut
-    three times on the way), then 1 800 of single frames, 600 of 17 and 1 400 of 49 on this one, the last 500 of a plan
-    of 8 300 left out. So the defaults in one run make a similar model, not the same one.
+    three times on the way), then 1 800 of single frames, 600 of 17 and 1 400 of 49 on this one, then 3 200 more of 49
+    with the rate raised again and the plan cut once (lr 5e-3 of 12 300 steps, then 7e-3 of 11 600, stopped at 11 000).
+    So the defaults in one run make a similar model, not the same one.
     """
 
     work: Path = Path("runs/pretrain")
@@ -49,7 +50,7 @@ class Recipe:
     """What to do, in this order."""
     image_steps: int = 3_300
     short_steps: int = 1_800
-    full_steps: int = 2_700
+    full_steps: int = 5_900
     lr: float = 4e-3
     seed: int = 0
 
