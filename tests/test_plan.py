@@ -1,6 +1,7 @@
 """Laws of `motionlora plan`: counts follow from arithmetic, the whole from two models, bytes are those that live."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from motionlora.heads.wan_outline import META, PUBLISHED, WanOutline, outline_of
 from motionlora.train.cards import GIB, PUBLISHED_CARDS, Card, PlanSettings, published
 from motionlora.train.command import main
 from motionlora.train.count import counting
-from motionlora.train.plan import Part, Plan, duration, in_short, plan_of, seconds_of
+from motionlora.train.deterministic import deterministic
+from motionlora.train.plan import Part, Plan, announce, duration, in_short, plan_of, seconds_of
 from motionlora.train.rehearsal import TEXT_LENGTH, Cost, Rehearsal, bytes_of
 
 SMALL: dict[str, Any] = {"frames": 17, "height": 32, "width": 32, "heads": {"heads": "split"}}
@@ -147,6 +149,22 @@ def test_time_and_fit_follow_from_the_card() -> None:
     assert "DOES NOT FIT" in in_short(replace(plan, frozen_bytes=7 * GIB), card)  # 9 of 10, and 1.5 are in reserve
     assert [duration(value) for value in (0.25, 99, 600, 9000)] == ["0.2 s", "99 s", "10 min", "2.5 h"]
     assert all(published(name).rate == 0.5 * PUBLISHED_CARDS[name][2] for name in PUBLISHED_CARDS)
+
+
+@pytest.mark.parametrize(("steps", "says"), [(30, True), (4, False)])
+def test_a_run_worth_planning_says_its_plan_at_the_size_of_its_clip(
+    twin: WanBackbone, random_clip: Any, steps: int, says: bool
+) -> None:
+    said: list[str] = []
+    settings = PlanSettings(
+        **{**SMALL, "height": None, "spatial": {"steps": 2}, "temporal": {"steps": steps, "stride": 2}}
+    )
+    shop: Any = SimpleNamespace(clip=random_clip(17, 32, 32), model=twin, settings=settings, say=said.append)
+    shop.accelerator = SimpleNamespace(is_main_process=True)
+    with deterministic(True):
+        announce(shop)
+    assert len(said) == says
+    assert all("Plan for this CPU" in line and "temporal" in line and "embed" not in line for line in said)
 
 
 def test_the_command_prints_parts_and_one_line(twin_folder, capsys: pytest.CaptureFixture[str]) -> None:
