@@ -55,16 +55,7 @@ def read_yaml(path: Path) -> Located:
         raise InputError(f"{path} cannot be read as text ({error}); give a YAML file.") from None
     if len(text) > LARGEST:
         raise InputError(f"{path} has more than {LARGEST:,} characters, which no settings have; give a YAML file.")
-    try:
-        values = _parsed(_loader(path.name)(text), path.name)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        reason = " ".join(str(error.problem or error.context).split())
-        raise InputError(f"{path.name}, line {line}: this is not YAML, {reason}; correct the line.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path.name}: this is not YAML, {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise InputError(f"{path.name} is nested too deeply to be read; write plain `key: value` lines.") from None
+    values = parsed_yaml(text, path.name)
     if values is None:
         return Located()
     if not isinstance(values, Located):
@@ -72,11 +63,34 @@ def read_yaml(path: Path) -> Located:
     return values
 
 
-def _parsed(loader: yaml.SafeLoader, source: str) -> Any:
+def parsed_yaml(text: str, source: str, *, otherwise: str = "not YAML") -> Any:
+    """The values of a YAML text (JSON is a part of it); mappings are `Located`.
+
+    Args:
+        source: how refusals call the text.
+        otherwise: what they call one that cannot be read.
+
+    Raises:
+        InputError: not YAML, a key twice, nested too deeply, or more values than anyone wrote.
+    """
+    try:
+        return _parsed(text, source)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        reason = " ".join(str(error.problem or error.context).split())
+        raise InputError(f"{source}, line {line}: this is {otherwise}, {reason}; correct the line.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: this is {otherwise}, {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise InputError(f"{source} is nested too deeply to be read; write plain `key: value` lines.") from None
+
+
+def _parsed(text: str, source: str) -> Any:
     """The values of a document, which aliases must not blow up: eleven lines can stand for billions of values."""
+    loader, most = _loader(source)(text), max(LARGEST, len(text))  # without aliases no more than there are characters
     node = loader.get_single_node()
-    if node is not None and _values_in(node, {}) > LARGEST:
-        raise InputError(f"{source} holds more than {LARGEST:,} values by its aliases (&, *); write them out.")
+    if node is not None and _values_in(node, {}) > most:
+        raise InputError(f"{source} holds more than {most:,} values by its aliases (&, *); write them out.")
     return None if node is None else loader.construct_document(node)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from motionlora.data.cache import replacing
+from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import InputError
 from motionlora.heads.token_grid import TokenGrid
 
@@ -176,12 +177,12 @@ class HeadMap:
             InputError: no such file, no JSON, or as `from_json`.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parsed_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(
                 f"Cannot read the head map {path}: {error.strerror}; give a file made by `heads`."
             ) from None
-        except (ValueError, RecursionError):
+        except ValueError:
             raise InputError(f"{path} is no head map: it is not JSON; give a file made by `heads`.") from None
         return cls.from_json(content, str(path))
 

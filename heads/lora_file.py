@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from motionlora.data.json_text import parsed_json
 from motionlora.data.limits import LIBRARY_HEADER, MB, limits
 from motionlora.data.settings import InputError, NumbersError, StorageError
 from motionlora.heads.head_map import HeadMap
@@ -164,7 +165,7 @@ def _flat(value: Any) -> str:
     """JSON, but plain text stays plain text where it cannot be taken for JSON."""
     if isinstance(value, str):
         try:
-            json.loads(value)
+            parsed_json(value)
         except ValueError:
             return value
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
@@ -172,8 +173,8 @@ def _flat(value: Any) -> str:
 
 def _unflat(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parsed_json(text)
+    except ValueError:
         return text
 
 

@@ -6,7 +6,6 @@ it may act at twice or half of what was trained, without a word. Here that is an
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import InputError
 from motionlora.heads.lora_layouts import native_name
 
@@ -120,9 +120,9 @@ def _contradiction(path: Path, module: str, one: Strength, other: Strength, rank
 def _from_fields(path: Path, key: str, text: str, ranks: Mapping[str, int]) -> dict[str, float]:
     """alpha / rank by the fields of a peft configuration in the header."""
     try:
-        fields = {name.removeprefix("transformer."): value for name, value in json.loads(text).items()}
+        fields = {name.removeprefix("transformer."): value for name, value in parsed_json(text).items()}
         scales = _by_config(fields, ranks)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
         raise InputError(
             f"{path} has damaged {key} ({error!r:.200}), so its strength is unknown: save it anew."
         ) from None
@@ -134,12 +134,12 @@ def _from_fields(path: Path, key: str, text: str, ranks: Mapping[str, int]) -> d
 def _from_beside(beside: Path, ranks: Mapping[str, int]) -> dict[str, float]:
     """alpha / rank by peft's own file; nothing where it is damaged or belongs to other weights."""
     try:
-        fields = json.loads(beside.read_text(encoding="utf-8"))
+        fields = parsed_json(beside.read_text(encoding="utf-8"))
         pattern = fields.get("rank_pattern") or {}
         if any(_by_pattern(pattern, module, fields["r"]) != rank for module, rank in ranks.items()):
             return {}
         scales = _by_config(fields, ranks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, re.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error):
         return {}
     return scales if all(map(math.isfinite, scales.values())) else {}
 

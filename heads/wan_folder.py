@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import InputError
 from motionlora.heads.tiny import TINY
 
@@ -101,7 +101,7 @@ def _check_weights(part: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; InputError where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = parsed_json(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({first_line(error)}); copy the model again.") from error
     if not isinstance(content, dict):

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import yaml
 from pydantic import ValidationError
 
 from motionlora.data.complaint import sentence
 from motionlora.data.errors import InputError, meant
-from motionlora.data.yaml_file import Located
+from motionlora.data.yaml_file import Located, parsed_yaml
 from motionlora.infer.guidance import GuidanceSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names
 from motionlora.infer.guide_none import NoGuidance
@@ -129,8 +128,8 @@ def _guidance(guidance: str, text: str, name: str) -> GuidanceSettings:
         if not equals:
             raise InputError(f"method {name!r}: {item!r} should be SETTING=VALUE, as in flowmotion:lr=0.01,share=0.4.")
         try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            values[key] = parsed_yaml(value, name)
+        except InputError:
             raise InputError(f"method {name!r}: {value!r} is no value; write a number, a word or [A,B].") from None
     if "save" in values:
         raise InputError(

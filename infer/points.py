@@ -12,7 +12,6 @@ Positions in memory are (y, x) in pixels. Format and choice of points are ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
+from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import Settings
 from motionlora.infer.track_points import OpticalFlowTracker, Points, Tracks
 
@@ -204,7 +204,7 @@ def _way(way: Sequence[Mark | Box], frames: int, sides: Sequence[Sequence[float]
 
 def _read(path: Path, kind: type[Entry], size: Size) -> list[Entry]:
     try:
-        rows: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows: Any = parsed_json(Path(path).read_text(encoding="utf-8"))
     except OSError as fault:
         raise InputError(f"{path} cannot be read ({fault.strerror}): name a JSON file.") from None
     except ValueError as fault:

@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from motionlora.data.cache import replacing
 from motionlora.data.errors import InputError
+from motionlora.data.json_text import parsed_json
 from motionlora.infer.report import comparison_id, row_id
 from motionlora.infer.row import Row
 from motionlora.infer.statistics import mean_interval, mean_of
@@ -47,7 +48,7 @@ def read_rows(path: Path) -> list[Row]:
     """The cells of a finished comparison."""
     try:
         # Not splitlines: JSON lets other signs that end a line stand in a text.
-        return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [Row(**parsed_json(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError, TypeError) as fault:
         raise InputError(
             f"{path} cannot be read ({fault}): name the folder of the comparison that was ranked with --out."
@@ -99,7 +100,7 @@ def table(figures: Sequence[Mapping[str, Any]], raters: Sequence[str]) -> str:
 def _read(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """A ranking file whose every cell is one of the comparison's and is ranked by every criterion."""
     try:
-        ranking = json.loads(path.read_text(encoding="utf-8"))
+        ranking = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"{path} cannot be read as a ranking ({fault}): save it again from the page.") from None
     if not isinstance(ranking, dict) or ranking.get("format") != FORMAT:

@@ -23,6 +23,7 @@ from motionlora.heads.lora_file import save_lora
 from motionlora.infer import bench_sprites as protocol
 from motionlora.infer import own_code
 from motionlora.infer import studio as studios
+from motionlora.infer.captions_file import read_captions
 from motionlora.infer.compare import compare, grid
 from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names
@@ -31,7 +32,7 @@ from motionlora.infer.measure_pair import SPRITES, asked_scene
 from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.own_code import code_hash, sources
 from motionlora.infer.pace import Pace
-from motionlora.infer.pairs import benchmark_facts, read_captions, read_pairs
+from motionlora.infer.pairs import benchmark_facts, read_pairs
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.train.command import main
 
@@ -378,6 +379,7 @@ def test_clips_of_a_benchmark_that_are_not_there_are_listed(settings: CompareSet
         ("c.yaml", "- {clip: one, captoin: x}\n", r"unknown key `captoin` .did you mean caption\?"),
         ("c.yaml", "- {clip: one, caption: 3}\n", "caption is 3, which is no text"),
         ("c.yaml", "- [", "neither YAML nor JSON"),
+        *((f"c.{kind}", "[" * 5000, "nested too deeply") for kind in ("yaml", "json", "jsonl")),
         ("c.jsonl", "{\n", "line 1: this is not JSON"),
         ("c.csv", "clip,caption\n", "captions come as .txt"),
     ],
@@ -424,6 +426,7 @@ def test_the_hash_of_code_is_that_of_what_it_imports(tmp_path: Path, monkeypatch
         (("flowmotion:lrr=1",), "unknown key `lrr`"),
         (("flowmotion:lr=9",), "--lr is 9: it should be less than or equal to 1"),
         (("flowmotion:lr",), "should be SETTING=VALUE"),
+        (("flowmotion:lr=" + "[" * 5000,), "is no value"),
         (("lora:9",), "strength, from -4 to 4"),
         (("flowmotion+inject",), "two guidances"),
         (("wrong:none",), "takes its motion from no clip"),

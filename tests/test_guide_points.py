@@ -116,6 +116,7 @@ def test_found_points_lie_on_what_moves_and_apart(write: Write) -> None:
         ([], ["no list of places"]),
         ({"points": FOOT}, ["no list of places"]),
         ("[{", ["is no JSON"]),
+        pytest.param("[" * 5000, ["nested too deeply"], id="nested"),
         ([*FOOT, FOOT[0]], ["'foot' twice in frame 0"]),
     ],
     ids=str,
