@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,65 +20,29 @@ from einops import repeat
 from torch import Tensor, nn
 
 from motionlora.data.settings import InputError
-from motionlora.heads.capture import unwrapped
+from motionlora.heads.capture import blocks_name, unwrapped
 from motionlora.heads.lora_layers import (
     PROJECTIONS,
     activate,
     active,
     adapter_layers,
-    check_all_fit,
+    adapters,
+    check_fit,
+    check_free,
     check_known,
-    check_name,
     check_request,
     check_state,
     check_strengths,
-    check_unfused,
     drop,
-    fitting,
     initialise,
     inject,
     is_output,
 )
+from motionlora.heads.motion_lora import MotionLora
 
 if TYPE_CHECKING:
     from motionlora.heads.head_map import HeadMap
-
-
-@dataclass(frozen=True, eq=False)
-class MotionLora:
-    """A LoRA as values, apart from any model.
-
-    Attributes:
-        weights: "blocks.N.attn1.to_q.lora_A.weight" -> a "r i", "... .lora_B.weight" -> b "o r"; zeros carry the mask.
-        rank: r of most modules; a module may have another, which its tensors tell.
-        alpha: every module's update is alpha / rank * b a.
-        head_map: the measured heads that it was trained on; None where nothing was measured.
-        stage: "spatial", "temporal", or what a stranger's file is called: "unknown".
-        provenance: how it was made (rule, ratio, grid, clip_hash, caption, settings, versions, ...), ready for JSON.
-    """
-
-    weights: Mapping[str, Tensor]
-    rank: int
-    alpha: float
-    head_map: HeadMap | None = None
-    stage: str = "unknown"
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    def modules(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Module name -> (a, b), in the order of `weights`.
-
-        Raises:
-            InputError: no tensor, a key that is no LoRA weight, half a pair, or factors that do not fit each other.
-        """
-        found: dict[str, dict[str, Tensor]] = {}
-        for key, value in self.weights.items():
-            match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
-            if not match:
-                raise InputError(f"{key} is no LoRA weight; keys end in .lora_A.weight or .lora_B.weight.")
-            found.setdefault(match[1], {})[match[2]] = value
-        if not found:
-            raise InputError("The LoRA holds no tensor: give one that was trained.")
-        return {module: fitting(module, pair.get("A"), pair.get("B")) for module, pair in found.items()}
+    from motionlora.heads.settings import Projection
 
 
 class MotionLoraHandle:
@@ -88,8 +51,7 @@ class MotionLoraHandle:
     def __init__(self, transformer: nn.Module, name: str, chosen: np.ndarray, rank: int) -> None:
         self.transformer, self.name, self.chosen, self.rank = transformer, name, chosen, rank
         self._layers = adapter_layers(transformer, name)
-        self._kept: dict[str, Tensor] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = [self._masked(module) for module in self._layers]
 
     def state(self, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All tensors, full width, copied to the CPU: "blocks.N.attn1.to_q.lora_A.weight" -> "r i" and so on.
@@ -98,14 +60,14 @@ class MotionLoraHandle:
             gathered: the state of the whole model as `Accelerator.get_state_dict` collects it, for trainers that
                 keep only a part of each tensor on a process (ZeRO-3, FSDP2).
         """
-        if gathered is None:
-            return {key: weight.detach().cpu().clone() for key, weight in self._named()}
-        infix = re.compile(rf"^(?:module\.)*(.*\.lora_[AB])\.{re.escape(self.name)}\.weight$")
-        found = {match[1] + ".weight": value for key, value in gathered.items() if (match := infix.match(key))}
-        for key, _ in self._named():
-            if key not in found:
-                raise InputError(f"The gathered state has no {key}: gather it from the model that was trained.")
-        return {key: found[key].detach().cpu().clone() for key, _ in self._named()}
+        found: Mapping[str, Tensor] = dict(self._named())
+        if gathered is not None:
+            key = re.compile(rf"(?:module\.)*(.*\.lora_[AB])\.{re.escape(self.name)}\.weight")
+            theirs = {f"{match[1]}.weight": value for name, value in gathered.items() if (match := key.fullmatch(name))}
+            for name in found.keys() - theirs.keys():
+                raise InputError(f"The gathered state has no {name}: gather it from the model that was trained.")
+            found = {name: theirs[name] for name in found}
+        return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Sets all tensors, bit for bit, from what `state` returned.
@@ -161,22 +123,24 @@ class MotionLoraHandle:
     def _free(self, key: str) -> Tensor:
         """Where a tensor may be other than zero; bool, of its shape."""
         module, factor, _ = key.rsplit(".", 2)
-        layer, kept = self._layers[module], self._kept[module]
-        masked = "lora_A" if is_output(module) else "lora_B"
+        layer = self._layers[module]
         width = {"lora_A": layer.in_features, "lora_B": layer.out_features}[factor]
-        side = kept if factor == masked else torch.ones(width, dtype=torch.bool)
+        masked = factor == ("lora_A" if is_output(module) else "lora_B")
+        side = self._kept(module) if masked else torch.ones(width, dtype=torch.bool)
         return repeat(side, "n -> r n" if factor == "lora_A" else "n -> n r", r=self.rank)
 
-    def _mask(self, module: str, kept: Tensor) -> None:
+    def _kept(self, module: str) -> Tensor:
+        """The channels of the chosen heads: columns of a in an output projection, rows of b in others."""
+        layer, heads = self._layers[module], torch.from_numpy(self.chosen[int(module.split(".")[1])])
+        return heads.repeat_interleave((layer.in_features if is_output(module) else layer.out_features) // len(heads))
+
+    def _masked(self, module: str) -> torch.utils.hooks.RemovableHandle:
         """Hooks one projection. The mask is a buffer, so that it follows the model to its device; it is never saved."""
-        self._kept[module] = kept
         factor = getattr(self._layers[module], "lora_A" if is_output(module) else "lora_B")[self.name]
-        factor.register_buffer("head_mask", kept.to(factor.weight), persistent=False)
+        factor.register_buffer("head_mask", self._kept(module).to(factor.weight), persistent=False)
         if is_output(module):
-            hook = factor.register_forward_pre_hook(lambda m, args: (args[0] * m.head_mask.to(args[0].dtype),))
-        else:
-            hook = factor.register_forward_hook(lambda m, _, out: out * m.head_mask.to(out.dtype))
-        self._hooks.append(hook)
+            return factor.register_forward_pre_hook(lambda m, args: (args[0] * m.head_mask.to(args[0].dtype),))
+        return factor.register_forward_hook(lambda m, _, out: out * m.head_mask.to(out.dtype))
 
 
 def attach(
@@ -185,7 +149,7 @@ def attach(
     chosen: np.ndarray,
     *,
     rank: int,
-    projections: Sequence[str] = tuple(PROJECTIONS),
+    projections: Sequence[Projection] = ("q", "k", "v", "o"),
     seed: int,
 ) -> MotionLoraHandle:
     """Adds trainable LoRA layers to the chosen heads of the self-attentions; the model's output does not change yet.
@@ -194,40 +158,33 @@ def attach(
     keep acting and keep their gradients on or off; the base weights are frozen. The global random state is left alone.
 
     Args:
-        transformer: a WanTransformer3DModel, or a wrapper that holds one.
+        transformer: one of Wan or CogVideoX, or a wrapper that holds one.
         name: of the adapter; letters, digits, "_" and "-".
         chosen: bool "block head".
         rank: r, 1 or more.
-        projections: some of "q", "k", "v", "o".
+        projections: one or more of "q", "k", "v", "o".
         seed: of the initial a; equal seed and heads give equal bits.
 
     Raises:
-        InputError: no head chosen, a map of another shape, an impossible rank, projection or name, fused projections.
+        InputError: no head chosen, a map of another shape, an impossible rank, a taken name, fused projections.
 
     Source: Follow-Your-Motion (arXiv 2506.05207), as one masked layer in place of two split ones (ours).
     """
     model = unwrapped(transformer)
     chosen = np.asarray(chosen)
-    check_request(model, name, chosen, rank, projections)
+    check_free(model, name)
+    check_request(model, chosen, rank)
     modules = [
-        f"blocks.{block}.attn1.{module}"
-        for block, row in enumerate(chosen)
-        if row.any()
+        f"{blocks_name(model)}.{block}.attn1.{module}"
+        for block in np.flatnonzero(chosen.any(axis=1))
         for short, module in PROJECTIONS.items()
         if short in projections
     ]
-    inject(model, name, dict.fromkeys(modules, rank), scale=1.0)
+    inject(model, name, dict.fromkeys(modules, rank))
     handle = MotionLoraHandle(model, name, chosen, rank)
     generator = torch.Generator().manual_seed(seed)
     for module in modules:
-        layer = handle._layers[module]
-        width = layer.in_features if is_output(module) else layer.out_features
-        heads = torch.from_numpy(chosen[int(module.split(".")[1])])
-        kept = repeat(heads, "h -> (h d)", d=width // len(heads))
-        handle._mask(module, kept)
-        columns = kept if is_output(module) else torch.ones(layer.in_features, dtype=torch.bool)
-        initialise(layer.lora_A[name].weight, layer.lora_B[name].weight, columns, generator)
-    handle.trainable(True)
+        initialise(handle._layers[module].lora_A[name].weight, handle._free(f"{module}.lora_A.weight"), generator)
     return handle
 
 
@@ -244,20 +201,16 @@ def load_into(transformer: nn.Module, lora: MotionLora, name: str, strength: flo
         InputError: a tensor that does not belong to this model or is not finite, a taken name, fused projections.
     """
     model = unwrapped(transformer)
-    check_name(model, name)
+    check_free(model, name)
     check_strengths({name: strength})
-    check_unfused(model)
-    modules = lora.modules()
-    check_all_fit(model, modules)
-    inject(model, name, {module: a.shape[0] for module, (a, _) in modules.items()}, scale=lora.alpha / lora.rank)
+    modules = lora.folded()
+    check_fit(model, modules)
+    inject(model, name, {module: a.shape[0] for module, (a, _) in modules.items()})
     layers = adapter_layers(model, name)
-    if layers.keys() != modules.keys():
-        drop(model, name)
-        raise RuntimeError(f"peft made layers for {len(layers)} of the {len(modules)} modules of the LoRA: a bug.")
     with torch.no_grad():
         for module, (a, b) in modules.items():
-            for factor, value in ((layers[module].lora_A[name], a), (layers[module].lora_B[name], b)):
-                factor.weight.copy_(value).requires_grad_(False)
+            layers[module].lora_A[name].weight.copy_(a).requires_grad_(False)
+            layers[module].lora_B[name].weight.copy_(b).requires_grad_(False)
     set_strengths(model, {**strengths(model), name: strength})
 
 
@@ -293,7 +246,7 @@ def strengths(transformer: nn.Module) -> dict[str, float]:
     """The adapters of a model and how strongly each acts now; what `set_strengths` takes."""
     model = unwrapped(transformer)
     acting, found = active(model), {}
-    for name in getattr(model, "peft_config", {}):
+    for name in adapters(model):
         layer = next(iter(adapter_layers(model, name).values()))
         found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name] if name in acting else 0.0
     return found

@@ -5,7 +5,7 @@ Letters: r rank, i inputs, o outputs; a "r i" and b "o r" are the two factors of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from motionlora.data.settings import InputError
-from motionlora.heads.lora import MotionLora
-from motionlora.heads.lora_layouts import place
-from motionlora.heads.lora_write import filled, folded
+from motionlora.heads.motion_lora import Factors, MotionLora, as_weights, filled, inner_product
 
-SHARED = ("model", "fingerprint")
+SHARED = ("model", "fingerprint", "expert")
 """What a merged LoRA tells of its model, where its parts agree."""
 
 
@@ -46,24 +44,48 @@ def merged(parts: Sequence[tuple[MotionLora, float]]) -> MotionLora:
         parts: LoRAs and strengths, in the order in which they are concatenated.
 
     Raises:
-        InputError: no part, or parts made for models of different sizes.
+        InputError: no part, or parts made for models of different sizes or for different experts.
     """
     if not parts:
         raise InputError("No LoRA was given: name two or more to merge.")
-    factors = [{module: (a, strength * b) for module, (a, b) in folded(lora).items()} for lora, strength in parts]
-    shapes: dict[str, tuple[int, int]] = {}
-    for modules in factors:
-        for module, (a, b) in modules.items():
-            _refuse_other_shape(module, shapes.setdefault(module, (b.shape[0], a.shape[1])), a, b)
-    ranks = [max(a.shape[0] for a, _ in modules.values()) for modules in factors]
-    weights: dict[str, Tensor] = {}
-    for module, (outputs, inputs) in shapes.items():
-        absent = (torch.zeros(0, inputs), torch.zeros(outputs, 0))
-        pairs = [filled(*modules.get(module, absent), r) for modules, r in zip(factors, ranks, strict=True)]
-        weights[f"{module}.lora_A.weight"] = torch.cat([a for a, _ in pairs])
-        weights[f"{module}.lora_B.weight"] = torch.cat([b for _, b in pairs], dim=1)
-    ordered = dict(sorted(weights.items(), key=lambda item: place(item[0])))
-    return MotionLora(ordered, sum(ranks), float(sum(ranks)), None, "merged", _story(parts))
+    if len({str(lora.provenance["expert"]) for lora, _ in parts if "expert" in lora.provenance}) > 1:
+        raise InputError("The LoRAs are for different experts of a model, each a network: merge those of one expert.")
+    whole: dict[str, Factors] = {}
+    rank = 0
+    for lora, strength in parts:
+        modules = lora.folded()
+        added = max(len(a) for a, _ in modules.values())
+        for module in whole | modules:
+            a, b = modules.get(module) or _nothing(whole[module])
+            a0, b0 = whole.get(module) or _nothing((a, b))
+            if (a0.shape[1], len(b0)) != (a.shape[1], len(b)):
+                raise InputError(
+                    f"The LoRAs were made for different models: {module} has {a0.shape[1]} inputs and {len(b0)} "
+                    f"outputs in one, {a.shape[1]} and {len(b)} in another; merge LoRAs of one model."
+                )
+            (a0, b0), (a, b) = filled(a0, b0, rank), filled(a, strength * b, added)
+            whole[module] = torch.cat([a0, a]), torch.cat([b0, b], dim=1)
+        rank += added
+    return MotionLora(as_weights(whole), rank, float(rank), None, "merged", _story(parts))
+
+
+def _nothing(like: Factors) -> Factors:
+    """An update of rank 0."""
+    return like[0][:0], like[1][:, :0]
+
+
+def _story(parts: Sequence[tuple[MotionLora, float]]) -> dict[str, Any]:
+    """What the header of a merged file tells: its parts, and what they have in common."""
+    known = ("caption", "clip_hash", "steps", *SHARED)
+    told = [
+        {"stage": lora.stage, "strength": strength, "rank": lora.rank}
+        | {name: lora.provenance[name] for name in known if name in lora.provenance}
+        for lora, strength in parts
+    ]
+    first, counts = told[0], {lora.heads_per_block for lora, _ in parts}
+    agreed = {name: first[name] for name in SHARED if name in first and all(p.get(name) == first[name] for p in told)}
+    heads = {"heads": {"per_block": counts.pop()}} if len(counts) == 1 and None not in counts else {}
+    return {"merged": told, "strength": 1.0} | agreed | heads
 
 
 def resized(lora: MotionLora, rank: int) -> tuple[MotionLora, Loss]:
@@ -79,62 +101,32 @@ def resized(lora: MotionLora, rank: int) -> tuple[MotionLora, Loss]:
     Raises:
         InputError: a rank below 1, or not below the largest one of the LoRA.
     """
-    largest = max(a.shape[0] for a, _ in lora.modules().values())
+    modules = lora.folded()
+    largest = max(len(a) for a, _ in modules.values())
     if not 1 <= rank < largest:
         raise InputError(f"The LoRA has rank {largest} and cannot be made to have {rank}: choose 1 to {largest - 1}.")
-    weights: dict[str, Tensor] = {}
-    lost: dict[str, tuple[float, float]] = {}
-    for module, (a, b) in folded(lora).items():
-        small_a, small_b, lost[module] = _cut(a, b, rank)
-        weights[f"{module}.lora_A.weight"], weights[f"{module}.lora_B.weight"] = small_a, small_b
-    shares = {module: (gone / whole) ** 0.5 if whole else 0.0 for module, (gone, whole) in lost.items()}
-    gone, whole = (sum(pair[side] for pair in lost.values()) for side in (0, 1))
-    worst = max(shares, key=lambda module: shares[module])
-    loss = Loss((gone / whole) ** 0.5 if whole else 0.0, shares[worst], worst)
+    small, lost, sizes = dict[str, Factors](), dict[str, float](), dict[str, float]()
+    for module, (a, b) in modules.items():
+        small[module], lost[module] = _cut(a, b, rank)
+        sizes[module] = inner_product((a, b), (a, b))
+    worst = max(sizes, key=lambda module: _share(lost[module], sizes[module]))
+    loss = Loss(_share(sum(lost.values()), sum(sizes.values())), _share(lost[worst], sizes[worst]), worst)
     story = {**lora.provenance, "resized": {"from": largest, "to": rank, "lost": round(loss.whole, 6)}}
-    return replace(lora, weights=weights, rank=rank, alpha=float(rank), provenance=story), loss
+    return replace(lora, weights=as_weights(small), rank=rank, alpha=float(rank), provenance=story), loss
 
 
-def _cut(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """The best factors of a rank, each with the root of the singular values; squares of what is lost and of all."""
+def _cut(a: Tensor, b: Tensor, rank: int) -> tuple[Factors, float]:
+    """The best factors of a rank, each with the root of the singular values; the square of what is lost."""
     if len(a) <= rank:
-        squares = (b.double().T @ b.double()) * (a.double() @ a.double().T)
-        return *filled(a, b, rank), (0.0, float(squares.sum()))
+        return filled(a, b, rank), 0.0
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, sizes, v = torch.linalg.svd(upper @ lower.T)
     root = sizes[:rank].sqrt()
     small_b = (left @ u[:, :rank]) * root * b.any(dim=1, keepdim=True)
     small_a = ((right @ v[:rank].T) * root).T * a.any(dim=0, keepdim=True)
-    lost = float(sizes[rank:].square().sum()), float(sizes.square().sum())
-    return *filled(small_a.float(), small_b.float(), rank), lost
+    return filled(small_a.float(), small_b.float(), rank), float(sizes[rank:].square().sum())
 
 
-def _refuse_other_shape(module: str, shape: tuple[int, int], a: Tensor, b: Tensor) -> None:
-    if shape != (b.shape[0], a.shape[1]):
-        raise InputError(
-            f"The LoRAs were made for different models: {module} has {shape[1]} inputs and {shape[0]} outputs in one, "
-            f"{a.shape[1]} and {b.shape[0]} in another; merge LoRAs of one model."
-        )
-
-
-def _story(parts: Sequence[tuple[MotionLora, float]]) -> dict[str, Any]:
-    """What the header of a merged file tells: its parts, and what they have in common."""
-    known = ("caption", "clip_hash", "model", "fingerprint", "steps")
-    told = [
-        {"stage": lora.stage, "strength": strength, "rank": lora.rank}
-        | {name: lora.provenance[name] for name in known if name in lora.provenance}
-        for lora, strength in parts
-    ]
-    story: dict[str, Any] = {"merged": told, "strength": 1.0}
-    for name in SHARED:
-        values = {part.get(name) for part in told}
-        if len(values) == 1 and None not in values:
-            story[name] = values.pop()
-    counts = {_per_block(lora) for lora, _ in parts}
-    return story | ({"heads": {"per_block": counts.pop()}} if len(counts) == 1 and None not in counts else {})
-
-
-def _per_block(lora: MotionLora) -> int | None:
-    heads = lora.provenance.get("heads")
-    return heads.get("per_block") if isinstance(heads, Mapping) else None
+def _share(lost: float, whole: float) -> float:
+    return (lost / whole) ** 0.5 if whole else 0.0

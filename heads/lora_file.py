@@ -5,14 +5,12 @@ Letters: r rank, i inputs, o outputs; a "r i" and b "o r".
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal, TypeAlias
@@ -20,14 +18,15 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from motionlora.data.cache import replacing
+from motionlora.data.errors import InputError, NumbersError, meant
 from motionlora.data.json_text import parsed_json
 from motionlora.data.limits import LIBRARY_HEADER, MB, limits
-from motionlora.data.settings import InputError, NumbersError, StorageError
 from motionlora.heads.head_map import HeadMap
-from motionlora.heads.lora import MotionLora
-from motionlora.heads.lora_layouts import Layout, layout_of, normalised
+from motionlora.heads.lora_layouts import Layout, normalised
 from motionlora.heads.lora_strength import FORMAT, Alpha, Strength, strength_of
 from motionlora.heads.lora_write import AS_LAYOUT, Written, number
+from motionlora.heads.motion_lora import Factors, MotionLora, as_weights
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,18 +38,19 @@ class LoraFile:
 
     path: Path
     layout: Layout
-    modules: Mapping[str, tuple[Tensor, Tensor]]
+    modules: Mapping[str, Factors]
     strength: Strength
     header: Mapping[str, str]
 
 
-def save_lora(lora: MotionLora, path: str | Path, layout: Written = "native", precision: Precision = "fp32") -> None:
+def save_lora(lora: MotionLora, path: str | Path, layout: Written | None = None, precision: Precision = "fp32") -> None:
     """Writes a LoRA as safetensors; equal LoRAs give equal bytes, and either the whole file appears or nothing changes.
 
     Args:
         lora: its provenance, head map and stage go into the header as flat strings `motion.*`.
         path: the file; its folder is made.
-        layout: "native" for diffusers and ComfyUI alike; "diffusers" keeps alpha; "kohya" only for a LoRA that has all
+        layout: None takes "native" for Wan and "diffusers" for CogVideoX, which has no other;
+            "native" for diffusers and ComfyUI alike; "diffusers" keeps alpha; "kohya" only for a LoRA that has all
             ten modules of every block (`motionlora.heads.lora_write.padded`), since diffusers fails on others.
         precision: of the numbers; training works in fp32, and bf16 or fp16 halve the file and round.
 
@@ -59,19 +59,25 @@ def save_lora(lora: MotionLora, path: str | Path, layout: Written = "native", pr
         NumbersError: a weight that is NaN or infinite, also by the range of fp16: nothing is written.
         StorageError: the file cannot be written.
     """
+    layout = layout or ("diffusers" if _is_cogvideox(lora) else "native")
     if layout not in AS_LAYOUT:
-        close = difflib.get_close_matches(str(layout), AS_LAYOUT, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else "."
-        raise InputError(f"There is no layout {layout!r}; allowed are {', '.join(AS_LAYOUT)}{hint}")
-    for key, value in lora.weights.items():
-        if not torch.isfinite(value).all():
-            raise NumbersError(f"{key} of the LoRA has NaN or infinite numbers: not saved; lower the learning rate.")
-    tensors, extra = AS_LAYOUT[layout](lora)
+        known = list(AS_LAYOUT)
+        raise InputError(f"There is no layout {layout!r}: name one of {', '.join(known)} ({meant(layout, known)}).")
+    if _is_cogvideox(lora) and layout != "diffusers":
+        raise InputError(f"CogVideoX has no names in the layout {layout}: save its LoRA as diffusers.")
+    lora, tensors, own = AS_LAYOUT[layout](lora)
+    # In the precision of the file; an alpha is exact.
     rounded = {key: value.to(DTYPES[precision]) if value.ndim else value for key, value in tensors.items()}
-    for key, value in rounded.items():
-        if not torch.isfinite(value).all():
+    for key, value in tensors.items():
+        if not value.isfinite().all():
+            raise NumbersError(f"{key} of the LoRA has NaN or infinite numbers: not saved; lower the learning rate.")
+        if not rounded[key].isfinite().all():
             raise NumbersError(f"{key} of the LoRA is beyond the range of {precision}: not saved; choose fp32 or bf16.")
-    _replace(Path(path), _serialised(rounded, {**_header(lora, Path(path).stem), **extra}))
+    content = _serialised(rounded, _header(lora, Path(path).stem) | own)
+    with replacing(Path(path)) as draft, draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a finished stage shall be found whole after a power cut, too
 
 
 def load_lora(path: str | Path, alpha: Alpha = None) -> MotionLora:
@@ -95,8 +101,7 @@ def load_lora(path: str | Path, alpha: Alpha = None) -> MotionLora:
 def read_lora(path: str | Path, alpha: Alpha = None) -> LoraFile:
     """What is in a LoRA file, of known strength or not; otherwise as `load_lora`."""
     tensors, header = _read(Path(path))
-    layout = layout_of(path, tensors)
-    weights, alphas = normalised(path, tensors, layout)
+    layout, weights, alphas = normalised(path, tensors)
     for key, value in weights.items():
         if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             raise InputError(f"{path} has a NaN, infinite or non-float number in {key}: fetch or train it again.")
@@ -104,71 +109,53 @@ def read_lora(path: str | Path, alpha: Alpha = None) -> LoraFile:
         modules = MotionLora(weights, rank=1, alpha=1.0).modules()
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-    ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
+    ranks = {module: len(a) for module, (a, _) in modules.items()}
     return LoraFile(Path(path), layout, modules, strength_of(Path(path), ranks, alphas, header, alpha), header)
 
 
 def as_lora(file: LoraFile) -> MotionLora:
     """The LoRA of a file in fp32; one of unknown strength as if alpha were the rank, which only `inspect` may show."""
     scales = file.strength.scales or dict.fromkeys(file.modules, 1.0)
-    rank = Counter(a.shape[0] for a, _ in file.modules.values()).most_common(1)[0][0]
-    common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
-    ready: dict[str, Tensor] = {}
-    for module, (a, b) in file.modules.items():
-        fold = scales[module] / common if len(set(scales.values())) > 1 else 1.0
-        ready[f"{module}.lora_A.weight"] = a.float()
-        ready[f"{module}.lora_B.weight"] = b.float() if fold == 1.0 else b.float() * fold
-    stage, head_map, provenance = _story(file.path, file.header)
-    return MotionLora(ready, rank, rank * common, head_map, stage, provenance)
+    # One scale of all stays alpha, those that differ go into b.
+    common = next(iter(scales.values())) if len(set(scales.values())) == 1 else None
+    folds = scales if common is None else dict.fromkeys(scales, 1.0)
+    rank = Counter(len(a) for a, _ in file.modules.values()).most_common(1)[0][0]
+    weights = as_weights({module: (a.float(), b.float() * folds[module]) for module, (a, b) in file.modules.items()})
+    told = {key.removeprefix("motion."): _unflat(text) for key, text in file.header.items() if key[:7] == "motion."}
+    stage, content, _ = (told.pop(name, None) for name in ("stage", "head_map", "format"))
+    head_map = None if content is None else HeadMap.from_json(content, f"the head map in {file.path}")
+    return MotionLora(
+        weights, rank, rank * (1.0 if common is None else common), head_map, str(stage or "unknown"), told
+    )
 
 
 def _header(lora: MotionLora, title: str) -> dict[str, str]:
     """Flat strings. No date: two runs that end in the same weights shall give the same file."""
-    facts: dict[str, Any] = {"versions": _versions()}
+    facts: dict[str, Any] = {"versions": {name: version(name) for name in ("motionlora", "torch", "diffusers", "peft")}}
+    own: dict[str, Any] = {"stage": lora.stage, "format": FORMAT}
     if lora.head_map is not None:
-        grid = lora.head_map.grid
-        facts |= {
-            "clip_hash": lora.head_map.clip_hash,
-            "caption": lora.head_map.caption,
-            "grid": {"frames": grid.frames, "height": grid.height, "width": grid.width},
-        }
-    facts |= lora.provenance
-    if lora.head_map is not None:
-        facts["head_map"] = lora.head_map.as_json(**_rule(lora.provenance))
-    facts |= {"stage": lora.stage, "format": FORMAT}
+        rule = {name: lora.provenance[name] for name in ("rule", "ratio") if name in lora.provenance}
+        own["head_map"] = content = lora.head_map.as_json(**rule)
+        facts |= {name: content[name] for name in ("clip_hash", "caption", "grid")}
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "wan2.1/lora",
+        "modelspec.architecture": "cogvideox/lora" if _is_cogvideox(lora) else "wan2.1/lora",
         "modelspec.title": title,
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(number(lora.alpha)),
-        **{f"motion.{name}": _flat(value) for name, value in facts.items()},
+        **{f"motion.{name}": _flat(value) for name, value in (facts | dict(lora.provenance) | own).items()},
     }
 
 
-def _rule(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: provenance[name] for name in ("rule", "ratio") if name in provenance}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("motionlora", "torch", "diffusers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+def _is_cogvideox(lora: MotionLora) -> bool:
+    return any(key.startswith("transformer_blocks.") for key in lora.weights)
 
 
 def _flat(value: Any) -> str:
     """JSON, but plain text stays plain text where it cannot be taken for JSON."""
-    if isinstance(value, str):
-        try:
-            parsed_json(value)
-        except ValueError:
-            return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    plain = isinstance(value, str) and _unflat(value) == value
+    return value if plain else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _unflat(text: str) -> Any:
@@ -176,13 +163,6 @@ def _unflat(text: str) -> Any:
         return parsed_json(text)
     except ValueError:
         return text
-
-
-def _story(path: str | Path, header: Mapping[str, str]) -> tuple[str, HeadMap | None, dict[str, Any]]:
-    facts = {key.removeprefix("motion."): _unflat(text) for key, text in header.items() if key.startswith("motion.")}
-    facts.pop("format", None)
-    stage, content = str(facts.pop("stage", "unknown")), facts.pop("head_map", None)
-    return stage, None if content is None else HeadMap.from_json(content, f"the head map in {path}"), facts
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -225,7 +205,7 @@ def _serialised(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> byt
     """A safetensors file with its header in order: the library's own order changes from process to process."""
     from safetensors.torch import save
 
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     raw = save(plain, metadata=dict(header))
     start = 8 + int.from_bytes(raw[:8], "little")
     content = json.loads(raw[8:start])
@@ -233,20 +213,3 @@ def _serialised(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> byt
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     return len(text).to_bytes(8, "little") + text + raw[start:]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror}; free some space or choose another place."
-        ) from error

@@ -10,7 +10,7 @@ Letters: r rank, i inputs, o outputs; a "r i" and b "o r".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,12 @@ IN_BLOCK = {
 }
 """Modules of a block, native name -> diffusers name; a text-to-video model has the first ten."""
 
+IN_COGVIDEOX = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear",
+    "norm2.linear",
+)  # fmt: skip
+"""Modules of a block of CogVideoX (`transformer_blocks.N.`), which has names in diffusers' layout alone."""
+
 OUTSIDE = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
@@ -44,84 +50,82 @@ OUTSIDE = {
     "head.head": "proj_out",
 }
 
-
-def from_native(name: str) -> str | None:
-    """Our name of `blocks.N.self_attn.q` and the like; None where there is no such module."""
-    match = re.fullmatch(r"(blocks\.[0-9]{1,4}\.)(.+)", name)
-    ours = IN_BLOCK.get(match[2]) if match else OUTSIDE.get(name)
-    return None if ours is None else (match[1] if match else "") + ours
-
-
-def from_flat(name: str) -> str | None:
-    """Our name of `blocks_N_self_attn_q` and the like."""
-    match = re.fullmatch(r"blocks_([0-9]{1,4})_(.+)", name)
-    flat = {native.replace(".", "_"): ours for native, ours in (IN_BLOCK if match else OUTSIDE).items()}
-    ours = flat.get(match[2] if match else name)
-    return None if ours is None else (f"blocks.{match[1]}." if match else "") + ours
+NATIVE = {f"blocks.#.{native}": f"blocks.#.{ours}" for native, ours in IN_BLOCK.items()} | OUTSIDE
+"""Every module, native name -> our name, which is that of diffusers; "#" stands for the number of the block."""
+FLAT = {native.replace(".", "_"): ours for native, ours in NATIVE.items()}
+DIFFUSERS = {ours: ours for ours in (*NATIVE.values(), *(f"transformer_blocks.#.{name}" for name in IN_COGVIDEOX))}
+TO_NATIVE = {ours: native for native, ours in NATIVE.items()}
+BLOCK = re.compile(r"(?:transformer_)?blocks\.([0-9]{1,4})\.(.+)")
+"""A module of a block: its number, and our name of the module in it."""
+OUTSIDE_BLOCKS = 1 << 30
+"""The number of the block, in an order of modules, of those that stand in none."""
 
 
-def from_diffusers(name: str) -> str | None:
-    """Our names are those of diffusers."""
-    match = re.fullmatch(r"blocks\.[0-9]{1,4}\.(.+)", name)
-    return name if (match[1] in IN_BLOCK.values() if match else name in OUTSIDE.values()) else None
+def renamed(name: str, names: Mapping[str, str]) -> str | None:
+    """What a name becomes by a table as those above; None where there is no such module."""
+    block = re.match(r"((?:transformer_)?blocks[._])([0-9]{1,4})(?=[._])", name)
+    found = names.get(f"{block[1]}#{name[block.end() :]}" if block else name)
+    if found is None or "#" in name:
+        return None
+    return found.replace("#", block[2]) if block else found
 
 
 def native_name(module: str) -> str:
     """`blocks.N.self_attn.q` from our `blocks.N.attn1.to_q`; InputError where the layout has no name for a module."""
-    match = re.fullmatch(r"(blocks\.[0-9]{1,4}\.)(.+)", module)
-    inner = match[2] if match else module
-    for native, ours in (IN_BLOCK if match else OUTSIDE).items():
-        if ours == inner:
-            return (match[1] if match else "") + native
-    raise InputError(f"The native layout has no name for {module}: save as diffusers.")
+    found = renamed(module, TO_NATIVE)
+    if found is None:
+        raise InputError(f"The native layout has no name for {module}: save as diffusers.")
+    return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """One way in which LoRA weights are named.
 
     Attributes:
         name: what we call it; several spellings may share one.
         prefix: what every key begins with.
-        module: our name of a module from what stands behind the prefix; None where there is no such module.
+        names: what stands behind the prefix -> our name, as in `renamed`.
         known: who writes it, and what the two common loaders make of it.
     """
 
     name: str
     prefix: str
-    module: Callable[[str], str | None]
+    names: Mapping[str, str]
     known: str
 
 
+BY_PEFT = "as peft writes; neither diffusers nor ComfyUI load it"
+BY_DIFFSYNTH = "as DiffSynth writes; neither diffusers nor ComfyUI load it"
 LAYOUTS = (
     Layout(
         "native",
         "diffusion_model.",
-        from_native,
+        NATIVE,
         "as motionlora, diffusion-pipe and ai-toolkit write; diffusers and ComfyUI load it",
     ),
-    Layout("diffusers", "transformer.", from_diffusers, "as diffusers writes; ComfyUI does not load it"),
+    Layout("diffusers", "transformer.", DIFFUSERS, "as diffusers writes; ComfyUI does not load it"),
     Layout(
         "kohya",
         "lora_unet_",
-        from_flat,
+        FLAT,
         "as musubi-tuner writes; ComfyUI loads it, diffusers only with all ten modules of every block",
     ),
-    Layout("peft", "base_model.model.", from_diffusers, "as peft writes; neither diffusers nor ComfyUI load it"),
-    Layout("peft", "base_model.model.", from_native, "as peft writes; neither diffusers nor ComfyUI load it"),
-    Layout("peft", "", from_diffusers, "peft's keys without a prefix; neither diffusers nor ComfyUI load it"),
-    Layout("diffsynth", "", from_native, "as DiffSynth writes; neither diffusers nor ComfyUI load it"),
-    Layout("diffsynth", "pipe.dit.", from_native, "as DiffSynth writes; neither diffusers nor ComfyUI load it"),
+    Layout("peft", "base_model.model.", DIFFUSERS, BY_PEFT),
+    Layout("peft", "base_model.model.", NATIVE, BY_PEFT),
+    Layout("peft", "", DIFFUSERS, "peft's keys without a prefix; neither diffusers nor ComfyUI load it"),
+    Layout("diffsynth", "", NATIVE, BY_DIFFSYNTH),
+    Layout("diffsynth", "pipe.dit.", NATIVE, BY_DIFFSYNTH),
     Layout(
         "videox-fun",
         "lora_unet__",
-        from_flat,
+        FLAT,
         "as VideoX-Fun writes; diffusers does not load it, ComfyUI only with block 0's cross_attn.k",
     ),
     Layout(
         "simpletuner",
         "diffusion_model.",
-        from_diffusers,
+        DIFFUSERS,
         "diffusers' names behind ComfyUI's prefix, as SimpleTuner's ComfyUI mode writes; neither of the two loads it",
     ),
 )
@@ -130,77 +134,64 @@ ACCEPTED = (
     "kohya (lora_unet_blocks_N_self_attn_q.lora_down.weight), peft, diffsynth, videox-fun and simpletuner"
 )
 KEY = re.compile(r"(.+?)\.(?:lora_(A|B|down|up)(?:\.default)?(?:\.weight)?|lora\.(down|up)\.weight|(alpha))")
+KINDS = {"A": "A", "down": "A", "B": "B", "up": "B", "alpha": "alpha"}
 
 
-@dataclass(frozen=True)
-class Key:
-    """A key of a file: the module under our name; "A", "B" or "alpha"."""
-
-    module: str
-    kind: str
-
-
-def parsed(key: str, layout: Layout) -> Key | None:
-    """What a key names in a layout; None where it is no a, b or alpha of a module of Wan."""
+def parsed(key: str, layout: Layout) -> tuple[str, str] | None:
+    """Our name of the module and "A", "B" or "alpha"; None where it is no such tensor of a module of Wan."""
     match = KEY.fullmatch(key.removeprefix(layout.prefix)) if key.startswith(layout.prefix) else None
-    module = layout.module(match[1]) if match else None
-    if match is None or module is None:
-        return None
-    kind = "alpha" if match[4] else {"A": "A", "down": "A", "B": "B", "up": "B"}[match[2] or match[3]]
-    return Key(module, kind)
+    module = renamed(match[1], layout.names) if match else None
+    return (module, KINDS[match[2] or match[3] or match[4]]) if match and module else None
 
 
-def layout_of(path: str | Path, tensors: Mapping[str, Tensor]) -> Layout:
-    """The one layout in which every key of a file is a LoRA weight of Wan; InputError naming the first that is not."""
-    known = {key: [layout for layout in LAYOUTS if parsed(key, layout)] for key in tensors}
-    for layout in LAYOUTS:
-        if all(layout in layouts for layouts in known.values()):
-            return layout
-    odd = next((key for key, layouts in known.items() if not layouts), None)
-    if odd is None:
-        one, *others = sorted({layouts[0].name for layouts in known.values()})
-        raise InputError(
-            f"{path} mixes layouts ({one} and {', '.join(others) or 'its other spelling'}), of which loaders find a "
-            "part only: save it anew in one layout."
-        )
-    if any(odd.startswith(layout.prefix) and layout.prefix for layout in LAYOUTS):
-        raise InputError(
-            f"{path} has the tensor {odd:.100}, which is no plain LoRA weight of a Wan module: {ACCEPTED}."
-        )
-    raise InputError(f"{path} has the key {odd:.100}, which is no layout we read: {ACCEPTED} are accepted, one a file.")
-
-
-def normalised(
-    path: str | Path, tensors: Mapping[str, Tensor], layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Weights under our names in the order of blocks, and what the `.alpha` tensors say by module.
+def normalised(path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor], dict[str, float]]:
+    """The layout of a file, its weights under our names, and what its `.alpha` tensors say by module.
 
     Raises:
-        InputError: a weight under two names, an alpha without a weight, an alpha that is not one finite number.
+        InputError: no layout in which every key is a LoRA weight of Wan, a weight under two names, an alpha without a
+            weight, or one that is not one finite number.
     """
+    readings = {
+        layout: {key: found for key in tensors if (found := parsed(key, layout)) is not None} for layout in LAYOUTS
+    }
+    layout = next((layout for layout, names in readings.items() if len(names) == len(tensors)), None)
+    if layout is None:
+        raise InputError(f"{path} {_why_none(tensors, readings)}")
     weights: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
-    for name, value in tensors.items():
-        key = parsed(name, layout)
-        if key is None:
-            raise RuntimeError(f"{name} is not of the layout {layout.name}: call layout_of first.")
-        if key.kind == "alpha":
-            if value.numel() != 1 or not torch.isfinite(value.float()).all():
-                raise InputError(f"{path} has an alpha {name} that is not one finite number: fetch or train it again.")
-            alphas[key.module] = float(value)
+    for key, (module, kind) in readings[layout].items():
+        value = tensors[key]
+        if kind != "alpha":
+            weights[f"{module}.lora_{kind}.weight"] = value
+        elif value.numel() != 1 or not torch.isfinite(value.float()).all():
+            raise InputError(f"{path} has an alpha {key} that is not one finite number: fetch or train it again.")
         else:
-            weights[f"{key.module}.lora_{key.kind}.weight"] = value
+            alphas[module] = float(value)
     orphans = [module for module in alphas if f"{module}.lora_A.weight" not in weights]
     if orphans or len(weights) + len(alphas) < len(tensors):
         came = f"an alpha but no weight for {orphans[0]}" if orphans else "the same weight under two names"
         raise InputError(f"{path} has {came}: fetch or train it again.")
-    return dict(sorted(weights.items(), key=lambda item: place(item[0]))), alphas
+    return layout, weights, alphas
 
 
-def place(key: str) -> tuple[int, int, str]:
-    """Where a weight of ours stands in the order of blocks."""
-    match = re.match(r"blocks\.([0-9]{1,4})\.(.+)\.lora_[AB]\.weight$", key)
-    names = list(IN_BLOCK.values())
+def _why_none(tensors: Mapping[str, Tensor], readings: Mapping[Layout, Mapping[str, tuple[str, str]]]) -> str:
+    """What is wrong with keys of which no layout has all."""
+    firsts = [next((layout.name for layout in LAYOUTS if key in readings[layout]), None) for key in tensors]
+    if None not in firsts:
+        one, *others = sorted(name for name in set(firsts) if name)
+        return (
+            f"mixes layouts ({one} and {', '.join(others) or 'its other spelling'}), of which loaders find a part "
+            "only: save it anew in one layout."
+        )
+    odd = list(tensors)[firsts.index(None)]
+    if any(odd.startswith(layout.prefix) for layout in LAYOUTS if layout.prefix):
+        return f"has the tensor {odd:.100}, which is no plain LoRA weight of a Wan module: {ACCEPTED}."
+    return f"has the key {odd:.100}, which is no layout we read: {ACCEPTED} are accepted, one a file."
+
+
+def place(module: str) -> tuple[int, int, str]:
+    """Where a module stands in the order of blocks."""
+    match, names = BLOCK.fullmatch(module), list(IN_BLOCK.values())
     if not match:
-        return 1 << 30, 0, key
-    return int(match[1]), names.index(match[2]) if match[2] in names else len(names), key
+        return OUTSIDE_BLOCKS, 0, module
+    return int(match[1]), names.index(match[2]) if match[2] in names else len(names), module

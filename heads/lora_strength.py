@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import InputError
-from motionlora.heads.lora_layouts import native_name
+from motionlora.heads.lora_layouts import TO_NATIVE, renamed
 
 METADATA = "lora_adapter_metadata"
 """Header key in which diffusers keeps ranks and alphas."""
@@ -26,6 +26,9 @@ FORMAT = "motionlora.lora/1"
 BESIDE = "adapter_config.json"
 """What peft writes beside its weights."""
 
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error)
+"""What a configuration written by others may end in when it is read."""
+
 Alpha: TypeAlias = float | Literal["rank"] | None
 """What the user knows: the alpha of every module, that it equals the rank, or nothing."""
 
@@ -35,7 +38,7 @@ class Strength:
     """alpha / rank of every module, and where that stands; `doubt` says why there is none."""
 
     scales: Mapping[str, float]
-    source: str
+    source: str = ""
     doubt: str = ""
 
     def refuse_doubt(self) -> None:
@@ -58,18 +61,30 @@ def strength_of(
     """
     if given is not None:
         return _given(given, ranks)
-    if alphas and alphas.keys() != ranks.keys():
-        return Strength({}, "some .alpha tensors", _unknown(path, ranks))
-    said = list(_told(path, ranks, alphas, header))
+    partly = alphas and alphas.keys() != ranks.keys()
+    said = [] if partly else list(_told(path, ranks, alphas, header))
+    anew = f"write it anew with `motionlora lora convert {path} --out NEW --alpha A`, where A is"
     if not said:
-        return Strength({}, "nowhere", _unknown(path, ranks))
-    first = said[0]
-    for other in said[1:]:
-        for module in ranks:
-            if not math.isclose(first.scales[module], other.scales[module], rel_tol=1e-6):
-                return Strength({}, "two places", _contradiction(path, module, first, other, ranks[module]))
-    source = first.source if len(said) == 1 else f"{first.source} and {said[1].source}, which agree"
-    return Strength(first.scales, source)
+        every = ", ".join(map(str, sorted(set(ranks.values()))))
+        why = f"{path} does not say the alpha of every module, so that its strength is unknown (rank {every})"
+        cure = "the alpha that it was trained with, or `rank` if that was its rank, which other loaders assume"
+        return Strength({}, doubt=f"{why}: {anew} {cure}.")
+    first, *others = said
+    for other in others:
+        for module, rank in ranks.items():
+            one, two = first.scales[module] * rank, other.scales[module] * rank
+            if not math.isclose(one, two, rel_tol=1e-6):
+                what = f"alpha is {one:g} by {first.source} and {two:g} by {other.source} for {module}"
+                return Strength({}, doubt=f"{path} says two things about its strength: {what}; {anew} the right one.")
+    return Strength(first.scales, f"{first.source} and {others[0].source}, which agree" if others else first.source)
+
+
+def _given(given: float | Literal["rank"], ranks: Mapping[str, int]) -> Strength:
+    if given == "rank":
+        return Strength(dict.fromkeys(ranks, 1.0), "--alpha rank")
+    if not (math.isfinite(given) and given > 0):
+        raise InputError(f"alpha is {given:g}: give a number above 0, or `rank`.")
+    return Strength({module: given / rank for module, rank in ranks.items()}, f"--alpha {given:g}")
 
 
 def _told(
@@ -83,52 +98,24 @@ def _told(
         yield Strength(_from_fields(path, key, header[key], ranks), f"the header's {key}")
     if alphas or fields:
         return
-    folded = header.get("ss_network_alpha", "") == header.get("ss_network_dim")
-    if header.get("motion.format") == FORMAT and folded:
-        yield Strength(dict.fromkeys(ranks, 1.0), "motionlora's header, which folds alpha into the weights")
+    alpha, as_trained = header.get("ss_network_alpha", ""), dict.fromkeys(ranks, 1.0)
+    if header.get("motion.format") == FORMAT and alpha == header.get("ss_network_dim"):
+        yield Strength(as_trained, "motionlora's header, which folds alpha into the weights")
     elif (beside := path.parent / BESIDE).is_file() and (scales := _from_beside(beside, ranks)):
         yield Strength(scales, f"{BESIDE} beside it")
-    elif _header_says_rank(header, ranks):
-        yield Strength(dict.fromkeys(ranks, 1.0), "the header's ss_network_alpha, which is the rank")
-
-
-def _given(given: float | Literal["rank"], ranks: Mapping[str, int]) -> Strength:
-    if given == "rank":
-        return Strength(dict.fromkeys(ranks, 1.0), "--alpha rank")
-    if not (math.isfinite(given) and given > 0):
-        raise InputError(f"alpha is {given:g}: give a number above 0, or `rank`.")
-    return Strength({module: given / rank for module, rank in ranks.items()}, f"--alpha {given:g}")
-
-
-def _unknown(path: Path, ranks: Mapping[str, int]) -> str:
-    rank = ", ".join(map(str, sorted(set(ranks.values()))))
-    return (
-        f"{path} does not say the alpha of every module, so that its strength is unknown (rank {rank}): write it anew "
-        f"with `motionlora lora convert {path} --out NEW --alpha A`, where A is the alpha that it was trained with, or "
-        "`rank` if that was its rank, which other loaders assume."
-    )
-
-
-def _contradiction(path: Path, module: str, one: Strength, other: Strength, rank: int) -> str:
-    return (
-        f"{path} says two things about its strength: alpha is {one.scales[module] * rank:g} by {one.source} and "
-        f"{other.scales[module] * rank:g} by {other.source} for {module}; write it anew with `motionlora lora convert "
-        f"{path} --out NEW --alpha A`, where A is the right one."
-    )
+    elif {alpha.removesuffix(".0")} == set(map(str, ranks.values())):  # another could be folded into the weights or not
+        yield Strength(as_trained, "the header's ss_network_alpha, which is the rank")
 
 
 def _from_fields(path: Path, key: str, text: str, ranks: Mapping[str, int]) -> dict[str, float]:
     """alpha / rank by the fields of a peft configuration in the header."""
     try:
-        fields = {name.removeprefix("transformer."): value for name, value in parsed_json(text).items()}
-        scales = _by_config(fields, ranks)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        fields = parsed_json(text)
+        return _by_config({name.removeprefix("transformer."): value for name, value in fields.items()}, ranks)
+    except DAMAGE as error:
         raise InputError(
             f"{path} has damaged {key} ({error!r:.200}), so its strength is unknown: save it anew."
         ) from None
-    if not all(map(math.isfinite, scales.values())):
-        raise InputError(f"{path} has an infinite alpha in {key}: its strength is unknown; save it again.")
-    return scales
 
 
 def _from_beside(beside: Path, ranks: Mapping[str, int]) -> dict[str, float]:
@@ -136,12 +123,10 @@ def _from_beside(beside: Path, ranks: Mapping[str, int]) -> dict[str, float]:
     try:
         fields = parsed_json(beside.read_text(encoding="utf-8"))
         pattern = fields.get("rank_pattern") or {}
-        if any(_by_pattern(pattern, module, fields["r"]) != rank for module, rank in ranks.items()):
-            return {}
-        scales = _by_config(fields, ranks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error):
+        same = all(_by_pattern(pattern, module, fields["r"]) == rank for module, rank in ranks.items())
+        return _by_config(fields, ranks) if same else {}
+    except DAMAGE:
         return {}
-    return scales if all(map(math.isfinite, scales.values())) else {}
 
 
 def _by_config(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
@@ -149,23 +134,17 @@ def _by_config(fields: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str,
     patterned = fields.get("alpha_pattern") or {}
     default = float(fields["lora_alpha"])
     power = 0.5 if fields.get("use_rslora") else 1.0
-    return {module: _by_pattern(patterned, module, default) / rank**power for module, rank in ranks.items()}
+    scales = {module: _by_pattern(patterned, module, default) / rank**power for module, rank in ranks.items()}
+    if not all(map(math.isfinite, scales.values())):
+        raise ValueError("infinite alpha")
+    return scales
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: float) -> float:
     """The value of the first pattern that a module ends in, as peft matches them, by its name here or in Wan's code."""
-    names = (module, native_name(module))
+    names = (module, renamed(module, TO_NATIVE) or module)
     slow = next((key for key in patterns if len(key) > 200 or re.search(r"\)\s*[*+{]", key)), None)
     if slow is not None:
         raise re.error(f"the pattern {slow!r:.100} repeats a group, which can take for ever")
     fitting = (value for key, value in patterns.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names))
     return float(next(fitting, default))
-
-
-def _header_says_rank(header: Mapping[str, str], ranks: Mapping[str, int]) -> bool:
-    """Whether alpha = rank by the header of other trainers; another number could be folded into the weights or not."""
-    try:
-        alpha = float(header["ss_network_alpha"])
-    except (KeyError, ValueError):
-        return False
-    return all(rank == alpha for rank in ranks.values())

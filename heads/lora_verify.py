@@ -21,13 +21,12 @@ from motionlora.heads.backbone import Prompt
 from motionlora.heads.capture import unwrapped
 from motionlora.heads.lora import load_into, unload
 from motionlora.heads.lora_file import as_lora, read_lora
-from motionlora.heads.lora_layers import adapter_layers, drop
+from motionlora.heads.lora_layers import adapter_layers, adapters, drop
 from motionlora.heads.lora_strength import Alpha
-from motionlora.heads.lora_write import folded
+from motionlora.heads.motion_lora import Factors, inner_product
 from motionlora.heads.wan_folder import first_line
 
 if TYPE_CHECKING:
-    from motionlora.heads.lora import MotionLora
     from motionlora.heads.wan import WanBackbone
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -45,7 +44,7 @@ class Verdict:
         refusal: why the stock pipeline did not take the file; "" where it did.
         factor: how strongly the stock pipeline applies it, as a multiple of how it was trained; 1 is right.
         differs: largest difference between the two outputs, as a share of the largest change.
-        tolerance: of `differs`.
+        agrees: the stock pipeline does with this file what we do.
     """
 
     layout: str
@@ -54,33 +53,28 @@ class Verdict:
     refusal: str
     factor: float
     differs: float
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        """The stock pipeline does with this file what we do."""
-        return not self.refusal and self.changed > 0 and self.differs <= self.tolerance
+    agrees: bool
 
     def lines(self) -> list[str]:
         """For people."""
-        told = [f"layout   {self.layout}, strength by {self.source}"]
-        told += [f"ours     changes the velocity by {self.changed:.3%} of its norm"]
+        told = f"layout   {self.layout}, strength by {self.source}"
+        ours = f"ours     changes the velocity by {self.changed:.3%} of its norm"
         if self.refusal:
-            return [*told, f"stock    does not load it: {self.refusal}"]
-        told += [f"stock    applies it at {self.factor:.4g} times the strength that it was trained with"]
-        return [*told, f"agree    {'yes' if self.agrees else 'no'}: outputs differ by {self.differs:.2g} of the change"]
+            return [told, ours, f"stock    does not load it: {self.refusal}"]
+        stock = f"stock    applies it at {self.factor:.4g} times the strength that it was trained with"
+        verdict = f"agree    {'yes' if self.agrees else 'no'}: outputs differ by {self.differs:.2g} of the change"
+        return [told, ours, stock, verdict]
 
     def refuse_disagreement(self, path: Path) -> None:
         """InputError where the file would not do elsewhere what it does here."""
-        if self.agrees:
-            return
         if not self.changed:
             raise InputError(f"{path} changes nothing: its update is zero; train it again or fetch the file again.")
-        what = "does not load it" if self.refusal else f"applies it at {self.factor:.4g} times its strength"
-        raise InputError(
-            f"Stock diffusers {what}: write {path} anew with `motionlora lora convert {path} --out NEW`, whose layout "
-            "it loads."
-        )
+        if not self.agrees:
+            what = "does not load it" if self.refusal else f"applies it at {self.factor:.4g} times its strength"
+            raise InputError(
+                f"Stock diffusers {what}: write {path} anew with `motionlora lora convert {path} --out NEW`, whose "
+                "layout it loads."
+            )
 
 
 def verify_lora(
@@ -110,17 +104,11 @@ def verify_lora(
     change = ours - plain
     changed = float(change.norm() / plain.norm())
     with _stock(model, path, strength) as (refusal, updates):
-        factor = _factor(updates, lora, strength)
         differs = float((_velocity(model, seed) - ours).abs().max() / change.abs().max()) if changed else 0.0
-    return Verdict(
-        layout=file.layout.name,
-        source=file.strength.source,
-        changed=changed,
-        refusal=refusal or ("it finds no key that it knows" if not updates else ""),
-        factor=factor,
-        differs=differs,
-        tolerance=TOLERANCE.get(model.dtype, max(TOLERANCE.values())),
-    )
+    refusal = refusal or ("" if updates else "it finds no key that it knows")
+    within = TOLERANCE.get(model.dtype, max(TOLERANCE.values()))
+    factor, agrees = _factor(updates, lora.folded(), strength), not refusal and changed > 0 and differs <= within
+    return Verdict(file.layout.name, file.strength.source, changed, refusal, factor, differs, agrees)
 
 
 @torch.no_grad()
@@ -130,13 +118,12 @@ def _velocity(model: WanBackbone, seed: int) -> Tensor:
     side = 2 * model.config.patch_size[1]
     latent = torch.randn(1, model.channels, 3, side, side, generator=generator)
     text = torch.randn(1, 8, model.config.text_dim, generator=generator)
-    return model.velocity(latent.to(model.device), torch.tensor([0.5]), Prompt(text.to(model.device)))
+    time = torch.tensor([sum(model.experts.times) / 2])
+    return model.velocity(latent.to(model.device), time, Prompt(text.to(model.device)))
 
 
 @contextmanager
-def _stock(
-    model: WanBackbone, path: Path, strength: float
-) -> Iterator[tuple[str, Mapping[str, tuple[Tensor, Tensor]]]]:
+def _stock(model: WanBackbone, path: Path, strength: float) -> Iterator[tuple[str, dict[str, Factors]]]:
     """Inside, the stock pipeline's adapter acts; why it refused the file, and module -> (a, b) as it applies them."""
     from diffusers import WanPipeline
 
@@ -147,48 +134,35 @@ def _stock(
     with _quiet():
         try:
             pipeline.load_lora_weights(str(path), adapter_name="stock", use_safetensors=True)  # never a pickle
-            if "stock" in getattr(transformer, "peft_config", {}):
+            if "stock" in adapters(transformer):
                 pipeline.set_adapters(["stock"], [strength])
         except Exception as error:  # whatever it stumbles over is the answer
             refusal = f"{type(error).__name__}: {first_line(error)}"
-    layers = adapter_layers(transformer, "stock")
+    updates = {}
+    for module, layer in adapter_layers(transformer, "stock").items():
+        a, b = (factor["stock"].weight.detach().float().cpu() for factor in (layer.lora_A, layer.lora_B))
+        updates[module] = a, b * layer.scaling["stock"]
     try:
-        yield refusal, {module: _factors(layer) for module, layer in layers.items()}
+        yield refusal, updates
     finally:
-        if "stock" in getattr(transformer, "peft_config", {}):
+        if "stock" in adapters(transformer):
             drop(transformer, "stock")
 
 
-def _factors(layer: Any) -> tuple[Tensor, Tensor]:
-    a, b = layer.lora_A["stock"].weight.detach(), layer.lora_B["stock"].weight.detach()
-    return a.float().cpu(), b.float().cpu() * layer.scaling["stock"]
-
-
-def _factor(updates: Mapping[str, tuple[Tensor, Tensor]], lora: MotionLora, strength: float) -> float:
+def _factor(updates: Mapping[str, Factors], ours: Mapping[str, Factors], strength: float) -> float:
     """The multiple of our update that is nearest to the stock one: <stock, ours> / <ours, ours>."""
-    ours = folded(lora)
-    own = sum(_product(pair, pair) for pair in ours.values()) * strength
-    both = sum(_product(updates[module], pair) for module, pair in ours.items() if module in updates)
+    own = sum(inner_product(pair, pair) for pair in ours.values()) * strength
+    both = sum(inner_product(updates[module], pair) for module, pair in ours.items() if module in updates)
     return both / own if own else 0.0
-
-
-def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """The inner product of two updates b a, from r x r matrices: tr(b1' b2 a2 a1')."""
-    (a1, b1), (a2, b2) = one, other
-    return float(((b1.double().T @ b2.double()) * (a1.double() @ a2.double().T)).sum())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What the stock pipeline would print about a file is told by the verdict."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

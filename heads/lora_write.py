@@ -19,38 +19,16 @@ import torch
 from torch import Tensor
 
 from motionlora.data.settings import InputError
-from motionlora.heads.lora import MotionLora
 from motionlora.heads.lora_layers import check_width
-from motionlora.heads.lora_layouts import IN_BLOCK, native_name, place
+from motionlora.heads.lora_layouts import IN_BLOCK, native_name
 from motionlora.heads.lora_strength import METADATA
+from motionlora.heads.motion_lora import MotionLora, as_weights, filled
 
 Written: TypeAlias = Literal["native", "diffusers", "kohya"]
-WHOLE_BLOCK = list(IN_BLOCK)[:10]
-"""Native names of the ten linear modules of a text-to-video block."""
-
-
-def folded(lora: MotionLora) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> (a, b) with alpha / rank in b, so that a reader who takes alpha for the rank is right."""
-    scale = lora.alpha / lora.rank
-    return {module: (a, b if scale == 1.0 else b * scale) for module, (a, b) in lora.modules().items()}
-
-
-def filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The same update with zeros up to a rank."""
-    missing = rank - a.shape[0]
-    return torch.cat([a, a.new_zeros(missing, a.shape[1])]), torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
-
-
-def _even(lora: MotionLora) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
-    """As `folded`, every module with the largest rank, and the header's words for that.
-
-    diffusers 0.35 takes the commonest rank for the alpha of all modules of a file without alpha: of a module of half
-    that rank it would double the update.
-    """
-    modules = folded(lora)
-    rank = max(a.shape[0] for a, _ in modules.values())
-    words = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    return {module: pair if len(pair[0]) == rank else filled(*pair, rank) for module, pair in modules.items()}, words
+Parts: TypeAlias = tuple[MotionLora, dict[str, Tensor], dict[str, str]]
+"""The same LoRA as a layout holds it, its tensors there, and header entries of that layout alone."""
+WHOLE_BLOCK = list(IN_BLOCK.values())[:10]
+"""The ten linear modules of a text-to-video block."""
 
 
 def padded(lora: MotionLora, config: Mapping[str, Any]) -> MotionLora:
@@ -64,46 +42,52 @@ def padded(lora: MotionLora, config: Mapping[str, Any]) -> MotionLora:
     Raises:
         InputError: the LoRA was made at another width, or has a module outside the ten.
     """
-    width, shapes = config["num_attention_heads"] * config["attention_head_dim"], whole_shapes(config)
-    modules = lora.modules()
-    check_width(width, modules)
+    modules, shapes = lora.modules(), whole_shapes(config)
+    check_width(config["num_attention_heads"] * config["attention_head_dim"], modules)
     for module, (a, b) in modules.items():
         if shapes.get(module) != (b.shape[0], a.shape[1]):
             raise InputError(
                 f"The LoRA has {module} with {a.shape[1]} inputs and {b.shape[0]} outputs, and the model has "
                 f"{shapes.get(module, 'none of that name')}: name the model that it was made for, or save as native."
             )
-    weights = dict(lora.weights)
     for module, (outputs, inputs) in shapes.items():
-        weights.setdefault(f"{module}.lora_A.weight", torch.zeros(lora.rank, inputs))
-        weights.setdefault(f"{module}.lora_B.weight", torch.zeros(outputs, lora.rank))
-    return replace(lora, weights=dict(sorted(weights.items(), key=lambda item: place(item[0]))))
+        modules.setdefault(module, (torch.zeros(lora.rank, inputs), torch.zeros(outputs, lora.rank)))
+    return replace(lora, weights=as_weights(modules))
 
 
 def whole_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Module -> (outputs, inputs) of the ten linear modules of every block of a text-to-video Wan."""
     width, inner = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
-    own = {"ffn.0": (inner, width), "ffn.2": (width, inner)}
+    own = {"ffn.net.0.proj": (inner, width), "ffn.net.2": (width, inner)}
     return {
-        f"blocks.{block}.{IN_BLOCK[name]}": own.get(name, (width, width))
+        f"blocks.{block}.{name}": own.get(name, (width, width))
         for block in range(config["num_layers"])
         for name in WHOLE_BLOCK
     }
 
 
-def _as_native(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors: dict[str, Tensor] = {}
-    modules, words = _even(lora)
-    for module, (a, b) in modules.items():
-        tensors[f"diffusion_model.{native_name(module)}.lora_A.weight"] = a
-        tensors[f"diffusion_model.{native_name(module)}.lora_B.weight"] = b
-    return tensors, words
+def evened(lora: MotionLora) -> MotionLora:
+    """The same LoRA with alpha = rank, and every module with the largest rank.
+
+    diffusers 0.35 takes the commonest rank for the alpha of all modules of a file without alpha: of a module of half
+    that rank it would double the update.
+    """
+    modules = lora.folded()
+    rank = max(len(a) for a, _ in modules.values())
+    weights = as_weights({module: filled(a, b, rank) for module, (a, b) in modules.items()})
+    return replace(lora, weights=weights, rank=rank, alpha=float(rank))
 
 
-def _as_diffusers(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _as_native(lora: MotionLora) -> Parts:
+    lora = evened(lora)
+    modules = {f"diffusion_model.{native_name(module)}": pair for module, pair in lora.modules().items()}
+    return lora, as_weights(modules), {}
+
+
+def _as_diffusers(lora: MotionLora) -> Parts:
     """Only five fields: an unknown field makes an older peft fail."""
     modules = lora.modules()
-    other = {module: a.shape[0] for module, (a, _) in modules.items() if a.shape[0] != lora.rank}
+    other = {module: len(a) for module, (a, _) in modules.items() if len(a) != lora.rank}
     fields = {
         "r": lora.rank,
         "lora_alpha": number(lora.alpha),
@@ -112,30 +96,31 @@ def _as_diffusers(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
         "alpha_pattern": {module: number(rank * lora.alpha / lora.rank) for module, rank in other.items()},
     }
     text = json.dumps({f"transformer.{field}": value for field, value in fields.items()}, sort_keys=True)
-    return {f"transformer.{key}": value for key, value in lora.weights.items()}, {METADATA: text}
+    return lora, {f"transformer.{key}": value for key, value in lora.weights.items()}, {METADATA: text}
 
 
-def _as_kohya(lora: MotionLora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    evened, words = _even(lora)
-    modules = {native_name(module): pair for module, pair in evened.items()}
+def _as_kohya(lora: MotionLora) -> Parts:
+    lora = evened(lora)
+    modules = lora.modules()
     blocks = 1 + max((int(name.split(".")[1]) for name in modules if name.startswith("blocks.")), default=0)
     needed = [f"blocks.{block}.{name}" for block in range(blocks) for name in WHOLE_BLOCK]
     wrong = [name for name in needed if name not in modules] + [name for name in modules if name not in needed]
     if wrong:
         cure = "name its model with --model to fill up with zeros, or " if wrong[0] in needed else ""
         raise InputError(
-            f"The kohya layout must hold all ten linear modules of every block and no other, or diffusers cannot load "
-            f"it, and {wrong[0]} is {'missing' if wrong[0] in needed else 'none of them'} here: {cure}save as native."
+            "The kohya layout must hold all ten linear modules of every block and no other, or diffusers cannot load "
+            f"it, and {native_name(wrong[0])} is {'missing' if wrong[0] in needed else 'none of them'} here: "
+            f"{cure}save as native."
         )
     tensors: dict[str, Tensor] = {}
-    for name, (a, b) in modules.items():
-        stem = "lora_unet_" + name.replace(".", "_")
+    for module, (a, b) in modules.items():
+        stem = "lora_unet_" + native_name(module).replace(".", "_")
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = a, b
-        tensors[f"{stem}.alpha"] = torch.tensor(float(a.shape[0]))
-    return tensors, words
+        tensors[f"{stem}.alpha"] = torch.tensor(lora.alpha)
+    return lora, tensors, {}
 
 
-AS_LAYOUT: dict[str, Callable[[MotionLora], tuple[dict[str, Tensor], dict[str, str]]]] = {
+AS_LAYOUT: dict[str, Callable[[MotionLora], Parts]] = {
     "native": _as_native,
     "diffusers": _as_diffusers,
     "kohya": _as_kohya,

@@ -154,6 +154,17 @@ def motion_lora(rank: int, alpha: float, modules: Sequence[str], seed: int = 0) 
     return MotionLora(weights, rank, alpha, stage="temporal")
 
 
+def whole_lora(rank: int = 2, alpha: float = 2.0) -> MotionLora:
+    """Random, in all ten linear modules of every block."""
+    config = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM, "ffn_dim": 64, "num_layers": BLOCKS}
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    for module, (outputs, inputs) in whole_shapes(config).items():
+        weights[f"{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
+        weights[f"{module}.lora_B.weight"] = 0.2 * torch.randn(outputs, rank, generator=generator)
+    return MotionLora(weights, rank, alpha)
+
+
 def of_two_ranks() -> MotionLora:
     """Rank 4 in q and v, rank 2 in k, alpha half of each."""
     many, few = motion_lora(4, 2.0, ("to_q", "to_v")), motion_lora(2, 1.0, ("to_k",), seed=2)

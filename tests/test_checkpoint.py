@@ -1,13 +1,14 @@
 """Laws of what a run leaves on disk: whole or not at all, damage is known, one run a folder, no bad step is taken."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,44 +135,42 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> lis
     return calls
 
 
-def test_wherever_saving_dies_a_whole_checkpoint_is_last(tmp_path: Path) -> None:
-    at, ended = 0, False
-    while not ended:
-        at += 1
-        folder = tmp_path / str(at)
+def deaths(place: Path, error: BaseException) -> Iterator[tuple[Path, str]]:
+    """Two checkpoints saved well, the third dying at its first call that touches the disk, its second and so on.
+
+    The folder, and what was said; at last of one in which nothing died.
+    """
+    for at in itertools.count(1):
+        folder, said = place / str(at), ""
         for step in (1, 2):
             save_checkpoint(made(step), folder)
         with pytest.MonkeyPatch.context() as patch:
-            dying(patch, at, KilledError())
+            calls = dying(patch, at, error)
             try:
                 save_checkpoint(made(3), folder)
-                ended = True
-            except KilledError:
-                pass
+            except (KilledError, StorageError) as ended:
+                said = str(ended)
+        yield folder, said
+        if len(calls) < at:
+            assert at > 10
+            return
+
+
+def test_wherever_saving_dies_a_whole_checkpoint_is_last(tmp_path: Path) -> None:
+    for folder, _ in deaths(tmp_path, KilledError()):
         for path in checkpoints(folder):
             load_checkpoint(path)  # what bears its name is whole
         kept = last_good(folder)
         assert same(kept, made(3)) or same(kept, made(2))
         assert same(load_checkpoint(save_checkpoint(made(4), folder)), made(4))
         assert {path.name[:9] for path in folder.iterdir()} == {"temporal-"}, "leftovers are cleared"
-    assert at > 10
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_full_or_read_only_disk_is_a_sentence_and_the_state_is_as_before(tmp_path: Path, number: int) -> None:
-    at, ended, said = 0, False, list[str]()
-    while not ended:
-        at += 1
-        folder = tmp_path / str(at)
-        for step in (1, 2):
-            save_checkpoint(made(step), folder)
-        with pytest.MonkeyPatch.context() as patch:
-            calls = dying(patch, at, OSError(number, os.strerror(number)))
-            try:
-                save_checkpoint(made(3), folder)
-            except StorageError as error:
-                said.append(str(error))
-            ended = len(calls) < at
+    said = []
+    for folder, line in deaths(tmp_path, OSError(number, os.strerror(number))):
+        said += [line] if line else []
         assert same(last_good(folder), made(3)) or same(last_good(folder), made(2))
     assert len(said) >= 10
     assert all(os.strerror(number) in line and "\n" not in line for line in said)

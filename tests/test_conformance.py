@@ -1,6 +1,7 @@
 """The check of our files in other loaders finds what is wrong; the whole matrix is `make conformance`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from motionlora.heads.lora_file import load_lora, save_lora
 from motionlora.heads.lora_write import Written
 
-CHOSEN = ("native, fp32: ranks", "diffusers, bf16: two", "native, fp32: merged", "control")
+CHOSEN = re.compile("native, fp32|diffusers, fp32|.*: two at 0.5|control")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [row for row in comfy if row["verdict"] != row["expected"]] == []
     assert {row["verdict"] for row in comfy} == {"right", "not loaded"}
     plan = json.loads((folder / "cases.json").read_text())
-    plan["cases"] = [case for case in plan["cases"] if case["name"].startswith(CHOSEN)]
+    plan["cases"] = [case for case in plan["cases"] if CHOSEN.match(case["name"])]
     first = plan["cases"][0]
     save_file({key: 2 * value for key, value in load_file(folder / first["updates"]).items()}, folder / "doubled")
     plan["cases"].append({**first, "name": "doubled", "updates": "doubled"})
@@ -36,7 +37,8 @@ def test_right_files_are_right_and_wrong_ones_are_found_out(folder: Path, tmp_pa
     assert verdicts.pop("doubled") == "0.5 times as strong"
     controls = [verdict for case, verdict in verdicts.items() if case.startswith("control")]
     assert sorted(controls) == ["2 times as strong", "not loaded, no error", "refused"]
-    assert [verdict for case, verdict in verdicts.items() if not case.startswith("control")] == ["right"] * 3
+    right = [case for case, verdict in verdicts.items() if verdict == "right"]
+    assert len(right) == len(verdicts) - len(controls) == 17
     comfy = [{"case": row["case"], "expected": "right", "verdict": "right"} for row in matrix["rows"]]
     wrong = report([matrix], comfy, tmp_path / "results")
     assert [line.partition(" in ")[0] for line in wrong] == ["doubled"], "the report hides a wrong case"

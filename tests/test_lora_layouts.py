@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from comfy_rules import comfy_updates, flat
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from motionlora.data.settings import InputError, NumbersError
-from motionlora.heads.lora import MotionLora
-from motionlora.heads.lora_file import load_lora, read_lora, save_lora
+from motionlora.data.errors import InputError
+from motionlora.heads.lora import strengths
+from motionlora.heads.lora_file import DTYPES, load_lora, read_lora, save_lora
 from motionlora.heads.lora_inspect import inspect_lora
 from motionlora.heads.lora_layouts import IN_BLOCK, native_name
+from motionlora.heads.lora_verify import verify_lora
 from motionlora.heads.lora_write import padded, whole_shapes
+from motionlora.heads.motion_lora import MotionLora
+from motionlora.heads.wan import WanBackbone
 
 RANK, ALPHA, WIDTH, INNER, BLOCKS = 4, 2.0, 48, 64, 3
 CONFIG = {"num_attention_heads": 4, "attention_head_dim": 12, "ffn_dim": INNER, "num_layers": BLOCKS}
@@ -111,9 +115,11 @@ def test_an_unknown_strength_is_an_error_that_an_option_settles(tmp_path: Path, 
     half = {key: value for key, value in strange(layout, "A/B", alpha=ALPHA).items() if "2" not in key or "A" in key}
     half |= strange(layout, "A/B", alpha=None)
     folded_or_not = {"ss_network_dim": "4", "ss_network_alpha": "2"}
+    stripped = {"motion.format": "motionlora.lora/1", **folded_or_not}  # ours in diffusers' layout, its metadata lost
     for tensors, header, words in (
         (strange(layout, "A/B", alpha=None), None, "does not say the alpha"),
         (strange(layout, "A/B", alpha=None), folded_or_not, "does not say the alpha"),
+        (strange(layout, "A/B", alpha=None), stripped, "does not say the alpha"),
         (half, None, "does not say the alpha"),
         (strange(layout, "A/B", alpha=ALPHA), CONFLICT, "alpha is 2 by its .alpha tensors and 8 by the header"),
     ):
@@ -146,15 +152,6 @@ def test_what_stands_beside_the_file_or_equals_the_rank_is_no_guess(tmp_path: Pa
     beside.unlink()
     save_file(strange("native", "A/B", alpha=None), path, metadata={"ss_network_alpha": "4"})
     assert same(updates(load_lora(path)), updates(replace(partial(), alpha=4.0)))
-
-
-def test_our_own_file_without_its_metadata_is_no_guess_either(tmp_path: Path) -> None:
-    path = tmp_path / "stripped.safetensors"
-    save_lora(partial(), path, "diffusers")
-    header = {"motion.format": "motionlora.lora/1", "ss_network_dim": "4", "ss_network_alpha": "2"}
-    save_file(load_file(path), path, metadata=header)
-    with pytest.raises(InputError, match="does not say"):
-        load_lora(path)
 
 
 def test_two_spellings_in_one_file_are_refused(tmp_path: Path) -> None:
@@ -201,26 +198,59 @@ def test_the_rules_of_comfyui_give_the_known_table(layout: str, alpha: bool) -> 
     assert same(found, expected)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+STOCK = {
+    ("native", True): 1.0,
+    ("diffusers", True): 0.0,  # it knows no .alpha there
+    ("diffusers", False): 2.0,  # without alpha it is taken for the rank
+    ("kohya", True): 0.0,  # some modules of some blocks only
+    ("videox-fun", True): 0.0,
+    ("peft", True): 0.0,
+    ("peft bare", True): 0.0,
+    ("diffsynth", True): 0.0,
+    ("simpletuner", True): 0.0,
+}
+
+
+@pytest.mark.parametrize(("layout", "alpha"), STOCK)
+def test_verify_finds_how_strongly_stock_diffusers_applies_it(
+    twin: WanBackbone, tmp_path: Path, layout: str, alpha: bool
+) -> None:
+    path, factor = tmp_path / "strange.safetensors", STOCK[layout, alpha]
+    save_file(strange(layout, "A/B", alpha=ALPHA if alpha else None), path)
+    verdict = verify_lora(path, twin, alpha=ALPHA)
+    assert verdict.factor == pytest.approx(factor, abs=1e-3)
+    assert verdict.agrees == (factor == 1)
+    if factor != 1:
+        with pytest.raises(InputError, match="applies it at 2 times its strength" if factor else "does not load it"):
+            verdict.refuse_disagreement(path)
+    assert not strengths(twin.transformer)
+    if not alpha:
+        with pytest.raises(InputError, match="does not say the alpha"):
+            verify_lora(path, twin)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-6), ("bf16", 2e-2), ("fp16", 2e-3)])
 @pytest.mark.parametrize("layout", ["native", "kohya", "diffusers"])
-def test_what_we_write_loads_by_those_rules_except_diffusers(tmp_path: Path, layout: str, precision: str) -> None:
-    path, lora = tmp_path / "ours.safetensors", partial()
-    if layout == "kohya":
-        lora = padded(lora, CONFIG)
-    save_lora(lora, path, layout, precision)  # pyright: ignore[reportArgumentType]
-    tolerance = {"fp32": 1e-6, "bf16": 2e-2, "fp16": 2e-3}[precision]
-    tensors = load_file(path)
-    kinds = {value.dtype for value in tensors.values() if value.ndim}
-    assert kinds == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
-    assert same(comfy_updates(tensors, whole_shapes(CONFIG)), {} if layout == "diffusers" else updates(lora), tolerance)
-    assert same(updates(load_lora(path)), updates(lora), tolerance)
+def test_what_we_write_is_read_as_it_was_but_for_rounding(
+    tmp_path: Path, layout: Any, precision: Any, within: float
+) -> None:
+    path, lora = tmp_path / "ours.safetensors", padded(partial(), CONFIG) if layout == "kohya" else partial()
+    save_lora(lora, path, layout, precision)
+    assert {value.dtype for value in load_file(path).values() if value.ndim} == {DTYPES[precision]}
+    assert same(updates(load_lora(path)), updates(lora), within)
 
 
-def test_fp16_that_would_overflow_is_not_written(tmp_path: Path) -> None:
-    big = {key: value * 1e5 for key, value in partial().weights.items()}
-    with pytest.raises(NumbersError, match="beyond the range of fp16"):
-        save_lora(MotionLora(big, RANK, ALPHA), tmp_path / "big.safetensors", "native", "fp16")
-    assert list(tmp_path.iterdir()) == []
+def test_alphas_that_differ_are_folded_in(tmp_path: Path) -> None:
+    path, tensors, expected = tmp_path / "strange.safetensors", {}, {}
+    for alpha, (key, value) in enumerate(strange("native", "A/B", alpha=ALPHA).items()):
+        tensors[key] = torch.tensor(float(alpha)) if key.endswith("alpha") else value.bfloat16()
+    for name, module in ((native_name(module), module) for module in partial().modules()):
+        a, b = (tensors[f"diffusion_model.{name}.lora_{factor}.weight"].float() for factor in "AB")
+        expected[module] = tensors[f"diffusion_model.{name}.alpha"] / RANK * b @ a
+    save_file(tensors, path)
+    lora = load_lora(path)
+    assert lora.alpha == lora.rank == RANK
+    assert same(updates(lora), expected)
 
 
 def test_kohya_is_filled_with_zeros_or_refused_with_the_reason(tmp_path: Path) -> None:

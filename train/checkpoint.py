@@ -182,8 +182,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], moments:
 
 def restore_random(state: str) -> None:
     """Put torch's global CPU generator back. Our draws do not read it; a layer with dropout would."""
-    if state:
-        torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
+    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
 
 
 NOWHERE = (-1, -1)

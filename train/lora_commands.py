@@ -12,10 +12,10 @@ from pydantic import Field
 from motionlora.data.errors import InputError
 from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
-from motionlora.infer.settings import lora_choice
 
 if TYPE_CHECKING:
     from motionlora.heads.lora_strength import Alpha
+    from motionlora.heads.motion_lora import MotionLora
 
 Written = Literal["native", "diffusers", "kohya"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -25,83 +25,60 @@ class LoraInspectSettings(Settings):
     """Which LoRA file to look at."""
 
     file: Path
-    """A .safetensors file."""
+    """A .safetensors file in any layout; `lora inspect` names it."""
     alpha: str | None = None
     """What it was trained with, where the file does not say it: a number, or `rank`."""
     limits: Limits = Field(default=Limits(), exclude=True)
     """How large an input may be."""
 
 
-class LoraConvertSettings(Settings):
-    """From any layout of LoRA files to one that loads."""
+class LoraOutSettings(Settings):
+    """Where a new file goes, and how it is written."""
 
-    file: Path
-    """A .safetensors file in any layout; `lora inspect` names it."""
     out: Path
     """Where the new file goes."""
-    layout: Written = "native"
-    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata. `kohya`: lora_unet_ names."""
-    alpha: str | None = None
-    """What it was trained with, where the file does not say it: a number, or `rank`."""
+    layout: Literal["native", "diffusers"] = "native"
+    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata."""
     precision: Precision = "fp32"
     """Of the numbers; bf16 and fp16 halve the file and round."""
-    model: str | None = None
-    """For `kohya`: the model that it was made for, so that zeros fill the modules that the LoRA has not got."""
     limits: Limits = Field(default=Limits(), exclude=True)
     """How large an input may be."""
 
 
-class LoraMergeSettings(Settings):
-    """Several LoRAs as one file that acts as all of them together."""
+class LoraConvertSettings(LoraOutSettings, LoraInspectSettings):
+    """From any layout of LoRA files to one that loads."""
+
+    layout: Written = "native"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata. `kohya`: lora_unet_ names."""
+    model: str | None = None
+    """For `kohya`: the model that it was made for, so that zeros fill the modules that the LoRA has not got."""
+
+
+class LoraMergeSettings(LoraOutSettings):
+    """Several LoRAs as one file that acts, at strength 1, as all of them together."""
 
     files: tuple[str, ...]
     """FILE or FILE:STRENGTH each; without a strength the one that the file recommends, else 1."""
-    out: Path
-    """Where the new file goes; its strength is 1."""
-    layout: Literal["native", "diffusers"] = "native"
-    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata."""
-    precision: Precision = "fp32"
-    """Of the numbers; bf16 and fp16 halve the file and round."""
-    limits: Limits = Field(default=Limits(), exclude=True)
-    """How large an input may be."""
 
 
-class LoraResizeSettings(Settings):
+class LoraResizeSettings(LoraOutSettings, LoraInspectSettings):
     """A LoRA of a smaller rank, as near as it can be."""
 
-    file: Path
-    """A .safetensors file in any layout."""
-    out: Path
-    """Where the new file goes."""
     rank: int = Field(ge=1)
     """Below the rank that it has; what is lost is printed."""
-    layout: Literal["native", "diffusers"] = "native"
-    """`native`: right in diffusers and ComfyUI. `diffusers`: with its metadata."""
-    alpha: str | None = None
-    """What it was trained with, where the file does not say it: a number, or `rank`."""
-    precision: Precision = "fp32"
-    """Of the numbers; bf16 and fp16 halve the file and round."""
-    limits: Limits = Field(default=Limits(), exclude=True)
-    """How large an input may be."""
 
 
-class LoraVerifySettings(Settings):
+class LoraVerifySettings(LoraInspectSettings):
     """Whether a file does in stock diffusers what it does here."""
 
-    file: Path
-    """A .safetensors file."""
     model: str = "tiny"
     """The model that it was made for: `tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
-    alpha: str | None = None
-    """What it was trained with, where the file does not say it: a number, or `rank`."""
     strength: float = 1.0
     """At which both apply it."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; else a torch device name."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the model; bf16 takes half the memory and agrees less exactly."""
-    limits: Limits = Field(default=Limits(), exclude=True)
-    """How large an input may be."""
 
 
 def lora_inspect(settings: LoraInspectSettings) -> None:
@@ -113,66 +90,66 @@ def lora_inspect(settings: LoraInspectSettings) -> None:
 
 def lora_convert(settings: LoraConvertSettings) -> None:
     """Writes a LoRA file in another layout."""
-    from motionlora.heads.lora_file import load_lora, save_lora
+    from motionlora.heads.lora_file import load_lora
     from motionlora.heads.lora_write import padded
     from motionlora.heads.wan_folder import found_folder, read_json
 
-    refuse_same(settings.out, settings.file)
     lora = load_lora(settings.file, alpha_of(settings.alpha))
     if settings.model is not None:
         if settings.layout != "kohya":
             raise InputError(f"--model fills up the kohya layout, and the layout is {settings.layout}: leave it out.")
         lora = padded(lora, read_json(found_folder(settings.model) / "transformer" / "config.json"))
-    save_lora(lora, settings.out, settings.layout, settings.precision)
-    print(f"{settings.out}: layout {settings.layout}, {settings.precision}")
+    _write(lora, settings, [settings.file], f"layout {settings.layout}, {settings.precision}")
 
 
 def lora_merge(settings: LoraMergeSettings) -> None:
     """Writes one file that acts as several."""
     from motionlora.heads.lora_combine import merged
-    from motionlora.heads.lora_file import load_lora, save_lora
+    from motionlora.infer.order import loaded_lora
 
-    choices = [lora_choice(text) for text in settings.files]
-    if len(choices) < 2:
+    if len(settings.files) < 2:
         raise InputError("One LoRA alone cannot be merged: name two or more after --files.")
-    refuse_same(settings.out, *(choice.path for choice in choices))
-    parts = []
-    for choice in choices:
-        lora = load_lora(choice.path)
-        known = (choice.strength, lora.provenance.get("strength"), 1.0)
-        parts.append((lora, float(next(value for value in known if isinstance(value, int | float)))))
-    lora = merged(parts)
-    save_lora(lora, settings.out, settings.layout, settings.precision)
-    told = [f"{choice.path.name} at {strength:g}" for choice, (_, strength) in zip(choices, parts, strict=True)]
-    print(f"{settings.out}: {' + '.join(told)}, rank {lora.rank}; use it at strength 1")
+    parts = [loaded_lora(text, 1.0) for text in settings.files]
+    lora = merged([(part.lora, part.strength) for part in parts])
+    told = f"{' + '.join(map(str, parts))}, rank {lora.rank}; use it at strength 1"
+    _write(lora, settings, [part.path for part in parts], told)
 
 
 def lora_resize(settings: LoraResizeSettings) -> None:
     """Writes a LoRA of a smaller rank and says what was lost."""
     from motionlora.heads.lora_combine import resized
-    from motionlora.heads.lora_file import load_lora, save_lora
+    from motionlora.heads.lora_file import load_lora
 
-    refuse_same(settings.out, settings.file)
     lora, loss = resized(load_lora(settings.file, alpha_of(settings.alpha)), settings.rank)
-    save_lora(lora, settings.out, settings.layout, settings.precision)
-    print(
-        f"{settings.out}: rank {lora.rank}; {loss.whole:.3%} of the update's norm is lost, "
-        f"at worst {loss.worst:.3%} in {loss.module}"
-    )
+    lost = f"{loss.whole:.3%} of the update's norm is lost, at worst {loss.worst:.3%} in {loss.module}"
+    _write(lora, settings, [settings.file], f"rank {lora.rank}; {lost}")
+
+
+def _write(lora: "MotionLora", settings: LoraOutSettings, sources: list[Path], told: str) -> None:
+    """Writes a new file and says what it is; InputError where it would take the place of one that it is made from."""
+    from motionlora.heads.lora_file import save_lora
+
+    out = settings.out
+    if any(out.exists() and out.samefile(source) for source in sources):
+        raise InputError(f"--out {out} is the file that is read: choose another name.")
+    save_lora(lora, out, settings.layout, settings.precision)
+    print(f"{out}: {told}")
 
 
 def lora_verify(settings: LoraVerifySettings) -> None:
     """Loads a file in the stock pipeline and here, and says whether it does the same."""
     import torch
 
+    from motionlora.heads.lora_file import read_lora
     from motionlora.heads.lora_verify import verify_lora
     from motionlora.heads.wan import WanBackbone
     from motionlora.infer.order import chosen_device
 
-    if settings.strength == 0 or not math.isfinite(settings.strength):
-        raise InputError(f"--strength is {settings.strength:g}, at which nothing can be seen: choose another, 1 say.")
+    if settings.strength == 0:
+        raise InputError("--strength is 0, at which nothing can be seen: choose another, 1 say.")
     alpha, dtype = alpha_of(settings.alpha), {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
-    model = WanBackbone.load(settings.model, device=chosen_device(settings.device), dtype=dtype)
+    expert = "low" if read_lora(settings.file, alpha).header.get("motion.expert") == "low" else "high"
+    model = WanBackbone.load(settings.model, device=chosen_device(settings.device), dtype=dtype, expert=expert)
     verdict = verify_lora(settings.file, model, alpha=alpha, strength=settings.strength)
     print("\n".join([f"{settings.file} in {model.name}, strength {settings.strength:g}", *verdict.lines()]))
     verdict.refuse_disagreement(settings.file)
@@ -189,10 +166,3 @@ def alpha_of(text: str | None) -> "Alpha":
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"--alpha is {text!r}: it should be a number above 0, or `rank`.")
     return value
-
-
-def refuse_same(out: Path, *sources: Path) -> None:
-    """InputError where the new file would take the place of one that it is made from."""
-    for source in sources:
-        if source.exists() and out.exists() and out.samefile(source):
-            raise InputError(f"--out {out} is the file that is read: choose another name.")
