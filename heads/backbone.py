@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from motionlora.heads.inject import Injected
     from motionlora.heads.positions import Positions
     from motionlora.heads.rotary import Turned
+    from motionlora.heads.wan_experts import Experts
 
 Latent: TypeAlias = Float[Tensor, "b c f h w"]
-"""Normalised latents: `(raw - mean) / std` with the VAE config's mean and std, near unit scale for a clean clip."""
+"""Normalised latents, near unit scale for a clean clip: `(raw - mean) / std` with the VAE config's mean and std, or
+`raw * scaling_factor`. Between clip and noise they lie on the straight path `(1 - time) clean + time noise`, whatever
+path the model itself was trained on."""
 
 
 class Backbone(Protocol):
@@ -73,8 +76,19 @@ class Backbone(Protocol):
         ...
 
     @property
+    def whole_multiple(self) -> int:
+        """A clip that is to be decoded has k * whole_multiple + 1 pixel frames; a multiple of `frame_multiple`."""
+        ...
+
+    @property
     def scheduler_config(self) -> Mapping[str, Any]:
-        """Settings of the scheduler in the model's folder: where the times of a walk come from."""
+        """Settings of the scheduler in the model's folder: where the times of a walk come from, those of training where
+        single levels are known alone, and the weight that errors had (`motionlora.heads.schedule`)."""
+        ...
+
+    @property
+    def experts(self) -> Experts:
+        """Which weights answer for which noise levels; a model of one network has none: `Experts()`."""
         ...
 
     @property
@@ -86,6 +100,10 @@ class Backbone(Protocol):
     def decode(self, latent: Latent, fps: float) -> Clip: ...
     def embed(self, captions: Sequence[str]) -> Prompt: ...
     def velocity(self, latent: Latent, time: Float[Tensor, " b"], prompt: Prompt) -> Latent: ...
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Latent:
+        """Noise "b c f h w", as the stock pipeline draws it with that generator."""
+        ...
+
     def grid(self, latent: Latent) -> TokenGrid: ...
     def capturing(
         self, blocks: Sequence[int], what: What, *, stop: bool = False
@@ -97,7 +115,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Embedded captions, padded with zeros to the length that the model attends to (512 for Wan)."""
+    """Embedded captions of the length that the model attends to: 512 for Wan, zeros after the end; CogVideoX 226."""
 
     embeds: Float[Tensor, "b l d"]
 

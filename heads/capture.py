@@ -23,6 +23,10 @@ from motionlora.data.settings import InputError
 What: TypeAlias = Literal["qk", "qkv", "block"]
 Heads: TypeAlias = Float[Tensor, "b s h d"]
 Rope: TypeAlias = tuple[Tensor, Tensor]  # cos and sin, each real "1 s 1 d", values doubled for even and odd lanes
+BLOCKS = ("blocks", "transformer_blocks")
+"""What the list of blocks is called: in Wan, in CogVideoX."""
+ROPE = ("rotary_emb", "image_rotary_emb")
+"""What the self-attention's rotary tables are called: in Wan, in CogVideoX."""
 T = TypeVar("T")
 Out = TypeVar("Out")
 
@@ -54,10 +58,11 @@ def capturing(
             q, k = seen[15]
 
     Args:
-        transformer: a WanTransformer3DModel, or a wrapper that holds one as `.module`.
+        transformer: a transformer of diffusers' Wan or CogVideoX, or a wrapper that holds one as `.module`.
         blocks: which blocks, counted from zero.
         what: "qk" and "qkv": the self-attention's inputs after norm and rotary positions, each "b s h d";
-            "block": the output of the block, "b s c". In the model's dtype; gradients flow.
+            "block": the output of the block, "b s c". In the model's dtype; gradients flow. Tokens of the video only:
+            where text tokens share the attention (CogVideoX), they are left out.
         stop: end each forward when nothing is left to record: after the last block of `blocks`, for "qk" and "qkv"
             before its attention. Such a forward has no result and must be called through `Captured.run`.
 
@@ -141,20 +146,21 @@ def watching_attention(
 ) -> Iterator[None]:
     """Calls `seen` just before each attention with a function that returns (q, k) or (q, k, v), each "b s h d".
 
-    The order is that of diffusers' WanAttnProcessor (0.42): to_q, to_k, to_v, norm_q, norm_k, rotary, attention.
-    Exceptions of `seen` pass through.
+    The order is that of diffusers' WanAttnProcessor and CogVideoXAttnProcessor2_0 (0.42): to_q, to_k, to_v, norm_q,
+    norm_k, rotary, attention. Exceptions of `seen` pass through.
     """
     heads: int = attention.heads  # pyright: ignore[reportAssignmentType]
     parts: dict[str, Any] = {}
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parts["rope"] = args[3] if len(args) > 3 else kwargs.get("rotary_emb")
+        parts["rope"] = args[3] if len(args) > 3 else next((kwargs[name] for name in ROPE if name in kwargs), None)
+        parts["text"] = text_tokens(args, kwargs)
 
     def keep(name: str) -> Callable[..., None]:
         return lambda _module, _args, out: parts.__setitem__(name, out)
 
     def ready(_module: nn.Module, _args: object, out: Tensor) -> None:
-        seen(_reader(parts.pop("rope"), parts.pop("q"), out, parts.pop("v", None), heads))
+        seen(_reader(parts["rope"], parts.pop("q"), out, parts.pop("v", None), heads, parts["text"]))
 
     with ExitStack() as hooks:
         hooks.callback(attention.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -167,39 +173,68 @@ def watching_attention(
 
 def unwrapped(transformer: nn.Module) -> nn.Module:
     """The model inside a wrapper of accelerate, DDP, DeepSpeed (`.module`) or torch.compile (`._orig_mod`)."""
-    while not hasattr(transformer, "blocks"):
+    while not any(hasattr(transformer, name) for name in BLOCKS):
         inner = getattr(transformer, "module", None) or getattr(transformer, "_orig_mod", None)
         if inner is None:
             raise InputError(
-                f"A {type(transformer).__name__} has no transformer blocks; a Wan transformer in diffusers' classes is "
-                "supported: load one."
+                f"A {type(transformer).__name__} has no transformer blocks; a Wan transformer or CogVideoX in "
+                "diffusers' classes is supported: load one."
             )
         transformer = inner
     return transformer
 
 
+def blocks_name(transformer: nn.Module) -> str:
+    """What the list of blocks is called in this model, and so what names of their weights begin with."""
+    model = unwrapped(transformer)
+    return next(name for name in BLOCKS if hasattr(model, name))
+
+
+def layers_of(transformer: nn.Module) -> list[Any]:
+    """The blocks in their order."""
+    return list(unwrapped(transformer).get_submodule(blocks_name(transformer)).children())
+
+
+def text_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many tokens of the caption stand before those of the video in a self-attention called with these."""
+    text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+    return 0 if text is None else text.shape[1]
+
+
+def by_head(x: Tensor, heads: int) -> Heads:
+    """Wan norms queries and keys over all heads together, "b s (h d)", CogVideoX each head's own, "b h s d"."""
+    pattern = "b h s d -> b s h d" if x.ndim == 4 else "b s (h d) -> b s h d"
+    return rearrange(x, pattern, h=heads)
+
+
 def rotated(x: Heads, rope: Rope) -> Heads:
-    """Rotary positions on neighbouring lanes (arXiv 2104.09864, eq. 34), bit for bit as diffusers' Wan has them."""
+    """Rotary positions on neighbouring lanes (arXiv 2104.09864, eq. 34), bit for bit as diffusers has them."""
     even, odd = rearrange(x, "b s h (d two) -> two b s h d", two=2)
     cos, sin = rope[0][..., 0::2], rope[1][..., 1::2]
     pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return rearrange(pairs, "b s h d two -> b s h (d two)").type_as(x)
 
 
-def _reader(rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: int) -> Callable[[], tuple[Tensor, ...]]:
-    def by_head(x: Tensor) -> Tensor:
-        return rearrange(x, "b s (h d) -> b s h d", h=heads)
+def _reader(
+    rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: int, text: int
+) -> Callable[[], tuple[Tensor, ...]]:
+    # CogVideoX turns queries and keys in place after this: what is read then is turned already.
+    versions = q._version, k._version
+    if rope is not None and rope[0].ndim == 2:
+        rope = rope[0][None, :, None], rope[1][None, :, None]
 
     def read() -> tuple[Tensor, ...]:
-        turned = (by_head(x) if rope is None else rotated(by_head(x), rope) for x in (q, k))
-        return (*turned, by_head(v)) if v is not None else tuple(turned)
+        heads_ = [by_head(x, heads)[:, text:] for x in (q, k)]
+        plain = rope is None or (q._version, k._version) != versions
+        turned = heads_ if plain or rope is None else [rotated(x, rope) for x in heads_]
+        return (*turned, by_head(v, heads)[:, text:]) if v is not None else tuple(turned)
 
     return read
 
 
 def chosen_blocks(transformer: nn.Module, blocks: Sequence[int]) -> dict[int, nn.Module]:
     """The layers of these blocks, counted from zero; InputError for one that is not there, or fused projections."""
-    layers = list(unwrapped(transformer).get_submodule("blocks").children())
+    layers = layers_of(transformer)
     wrong = [block for block in blocks if not 0 <= block < len(layers)]
     if wrong or not blocks:
         came = f"Block {wrong[0]} was asked for" if wrong else "No block was named"
@@ -213,8 +248,9 @@ def chosen_blocks(transformer: nn.Module, blocks: Sequence[int]) -> dict[int, nn
 
 @contextmanager
 def _watching_output(layer: nn.Module, seen: Callable[[Callable[[], Tensor]], None]) -> Iterator[None]:
-    def keep(_module: nn.Module, _args: object, out: Tensor) -> None:
-        seen(lambda: out)
+    def keep(_module: nn.Module, _args: object, out: Tensor | tuple[Tensor, Tensor]) -> None:
+        video = out[0] if isinstance(out, tuple) else out  # CogVideoX: video and text
+        seen(lambda: video)
 
     handle = layer.register_forward_hook(keep)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from motionlora.heads.capture import unwrapped
+from motionlora.heads.capture import layers_of, unwrapped
 
 
 @dataclass
@@ -32,12 +32,12 @@ class Tally:
 
 @contextmanager
 def counting(transformer: nn.Module) -> Iterator[Tally]:
-    """Counts inside the context; `transformer` is a WanTransformer3DModel or a wrapper of one.
+    """Counts inside the context; `transformer` is one of Wan or CogVideoX, or a wrapper of one.
 
     Blocks that gradient checkpointing runs once more count once more as forwards, and once as gradients.
     """
     model = unwrapped(transformer)
-    blocks = list(model.get_submodule("blocks").children())
+    blocks = layers_of(model)
     tally = Tally(len(blocks))
     running = False
 
@@ -49,10 +49,11 @@ def counting(transformer: nn.Module) -> Iterator[Tally]:
         nonlocal running
         running = False
 
-    def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def count(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         tally.begun += 1
-        if running and args and args[0].requires_grad:
-            args[0].register_hook(returned)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if running and hidden.requires_grad:
+            hidden.register_hook(returned)
 
     def returned(_gradient: Tensor) -> None:
         tally.returned += 1
@@ -61,5 +62,5 @@ def counting(transformer: nn.Module) -> Iterator[Tally]:
         hooks.callback(model.register_forward_pre_hook(enter).remove)
         hooks.callback(model.register_forward_hook(leave, always_call=True).remove)
         for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(count).remove)
+            hooks.callback(block.register_forward_pre_hook(count, with_kwargs=True).remove)
         yield tally

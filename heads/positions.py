@@ -86,22 +86,31 @@ def positioned(transformer: nn.Module, positions: Positions) -> Iterator[None]:
     Raises:
         InputError: positions that are not finite; in the forward: not as many positions as the latent has frames.
     """
-    if positions.ndim != 1 or not torch.isfinite(positions).all():
-        raise InputError("Positions must be one finite number a latent frame: use sparse_positions to make them.")
+    refuse_odd(positions)
     rope: Any = unwrapped(transformer).rope
     cos, sin = _time_lanes(positions, rope.t_dim)
 
     def replace_time(_: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        frames = args[0].shape[2] // rope.patch_size[0]
-        if frames != len(positions):
-            raise InputError(f"Got {len(positions)} positions for {frames} latent frames: give one for each.")
-        return _with_time_lanes(out[0], cos), _with_time_lanes(out[1], sin)
+        refuse_count(positions, args[0].shape[2] // rope.patch_size[0])
+        return with_time_lanes(out[0], cos), with_time_lanes(out[1], sin)
 
     hook = rope.register_forward_hook(replace_time)
     try:
         yield
     finally:
         hook.remove()
+
+
+def refuse_odd(positions: Positions) -> None:
+    """InputError for positions that are not one finite number a latent frame."""
+    if positions.ndim != 1 or not torch.isfinite(positions).all():
+        raise InputError("Positions must be one finite number a latent frame: use sparse_positions to make them.")
+
+
+def refuse_count(positions: Positions, frames: int) -> None:
+    """InputError where a latent has more or fewer frames than there are positions."""
+    if frames != len(positions):
+        raise InputError(f"Got {len(positions)} positions for {frames} latent frames: give one for each.")
 
 
 def _time_lanes(positions: Positions, lanes: int) -> tuple[Float[Tensor, "f d"], Float[Tensor, "f d"]]:
@@ -118,7 +127,8 @@ def _time_lanes(positions: Positions, lanes: int) -> tuple[Float[Tensor, "f d"],
     )
 
 
-def _with_time_lanes(table: Float[Tensor, "1 s 1 d"], lanes: Float[Tensor, "f t"]) -> Float[Tensor, "1 s 1 d"]:
+def with_time_lanes(table: Float[Tensor, "1 s 1 d"], lanes: Float[Tensor, "f t"]) -> Float[Tensor, "1 s 1 d"]:
+    """A rotary table whose first lanes, which tell the time, are those of each frame."""
     tokens_per_frame = table.shape[1] // lanes.shape[0]
     time = repeat(lanes.to(table), "f t -> 1 (f hw) 1 t", hw=tokens_per_frame)
     return torch.cat([time, table[..., lanes.shape[1] :]], dim=-1)

@@ -18,26 +18,32 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from motionlora.heads.capture import chosen_blocks, rotated, unwrapped
+from motionlora.heads.capture import ROPE, by_head, chosen_blocks, layers_of, rotated, text_tokens, unwrapped
 
 Tables: TypeAlias = Float[Tensor, "b 4 s r"]
-"""Cosine and sine for queries, cosine and sine for keys; one number a pair of channels, which is all that Wan reads."""
+"""Cosine and sine for queries, cosine and sine for keys; one number a pair of channels, which is all that is read."""
+Rope: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The stock cosine and sine, each real "1 s 1 d", for latents "b c f h w"."""
 QUERIES, KEYS = 0, 1
 
 
 @contextmanager
-def turning(transformer: nn.Module) -> Iterator[Turned]:
+def turning(transformer: nn.Module, rope: Rope | None = None) -> Iterator[Turned]:
     """Inside the context queries and keys can be turned by tables of their own; at first by the stock one.
 
         with turning(transformer) as turned:
             turned.put(turned.stock(latent))        # bit for bit as if nothing were put
             model.velocity(latent, time, prompt)
 
-    Contexts that watch the attention (`capturing`) are entered after this one, and then see what was turned here.
+    Contexts that watch the attention (`capturing`) are entered after this one, and then see what was turned here. Text
+    tokens that share the attention (CogVideoX) stay as they are.
+
+    Args:
+        rope: where the stock tables come from; the model's own module `rope` (Wan) where it is not given.
     """
     model = unwrapped(transformer)
-    turned = Turned(model)
-    layers = chosen_blocks(model, range(len(list(model.get_submodule("blocks").children()))))
+    turned = Turned(rope or model.get_submodule("rope"))
+    layers = chosen_blocks(model, range(len(layers_of(model))))
     with ExitStack() as hooks:
         hooks.callback(turned.clear)
         for layer in layers.values():
@@ -52,8 +58,9 @@ def turning(transformer: nn.Module) -> Iterator[Turned]:
 class Turned:
     """Which tables turn queries and keys."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._rope: Any = model.get_submodule("rope")
+    def __init__(self, rope: Rope) -> None:
+        self._rope = rope
+        self._text = 0
         self._ropes: tuple[Tensor, Tensor] | None = None
 
     def stock(self, latent: Float[Tensor, "b c f h w"]) -> Tables:
@@ -76,9 +83,10 @@ class Turned:
         """What stands before an attention: takes the stock table away where queries and keys come turned."""
         if self._ropes is None:
             return None
+        self._text = text_tokens(args, kwargs)
         if len(args) > 3:
             return (*args[:3], None, *args[4:]), kwargs
-        return args, {**kwargs, "rotary_emb": None}
+        return args, {name: None if name in ROPE else value for name, value in kwargs.items()}
 
     def hook(self, which: int, heads: int) -> Callable[..., Tensor | None]:
         """What stands behind the norm of queries or keys: turns them."""
@@ -86,8 +94,8 @@ class Turned:
         def turn(_module: nn.Module, _args: Any, out: Float[Tensor, "b s c"]) -> Tensor | None:
             if self._ropes is None:
                 return None
-            cos, sin = self._ropes[which]
-            turned = rotated(rearrange(out, "b s (h d) -> b s h d", h=heads), (cos, sin))
-            return rearrange(turned, "b s h d -> b s (h d)")
+            x, (cos, sin) = by_head(out, heads), self._ropes[which]
+            turned = torch.cat([x[:, : self._text], rotated(x[:, self._text :], (cos, sin))], dim=1)
+            return rearrange(turned, "b s h d -> b h s d" if out.ndim == 4 else "b s h d -> b s (h d)")
 
         return turn

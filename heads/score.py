@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from motionlora.data.settings import InputError
 from motionlora.heads.backbone import Latent, Prompt, TokenGrid
-from motionlora.heads.capture import Heads, unwrapped, watching_attention
+from motionlora.heads.capture import Heads, layers_of, watching_attention
 
 if TYPE_CHECKING:
     from motionlora.heads.wan import WanBackbone
@@ -70,13 +70,13 @@ def scoring(transformer: nn.Module, grid: TokenGrid) -> Iterator[Float[Tensor, "
 
     Yields:
         float64 on the CPU, "block head 2", zero at first: every forward adds its shares (`attention_shares`). Divide by
-        the number of forwards.
+        the number of forwards. Where text tokens share the attention (CogVideoX), only what stays in the video counts.
 
     Raises:
         InputError: in the forward, where the tokens do not fit `grid`.
     """
-    layers = list(unwrapped(transformer).get_submodule("blocks").children())
-    total = torch.zeros(len(layers), int(layers[0].attn1.heads), 2, dtype=torch.float64)  # pyright: ignore
+    layers = layers_of(transformer)
+    total = torch.zeros(len(layers), int(layers[0].attn1.heads), 2, dtype=torch.float64)
     with ExitStack() as hooks:
         for block, layer in enumerate(layers):
 

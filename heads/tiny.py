@@ -56,6 +56,43 @@ def random_twin(
     )
 
 
+def random_cogvideox(folder: str | Path, *, rotary: bool, blocks: int = 3, seed: int = 0) -> Path:
+    """Write a complete CogVideoX pipeline with random weights into `folder`, for tests; returns the folder.
+
+    `rotary` tells the 5B kind (rotary positions, `snr_shift_scale` 1) from the 2B kind (sinusoidal ones, 3); heads of
+    16 channels, a VAE of 4 x 4 x 4. The global random state is left as it was.
+    """
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = make_tokenizer(TWIN_WORDS)
+        config = T5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, is_encoder_decoder=False,
+            relative_attention_num_buckets=8,
+        )  # fmt: skip
+        transformer = CogVideoXTransformer3DModel(
+            num_attention_heads=4, attention_head_dim=16, time_embed_dim=32, text_embed_dim=32, num_layers=blocks,
+            sample_width=8, sample_height=4, sample_frames=9, use_rotary_positional_embeddings=rotary,
+        )  # fmt: skip
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 3,  # pyright: ignore[reportArgumentType]
+            up_block_types=("CogVideoXUpBlock3D",) * 3,  # pyright: ignore[reportArgumentType]
+            block_out_channels=(8, 8, 8),  # pyright: ignore[reportArgumentType]
+            layers_per_block=1, norm_num_groups=4, scaling_factor=0.7 if rotary else 1.15258426,
+        )  # fmt: skip
+        text_encoder = T5EncoderModel(config)
+    scheduler = CogVideoXDDIMScheduler(
+        clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        snr_shift_scale=1.0 if rotary else 3.0,
+    )  # fmt: skip
+    parts = (tokenizer, text_encoder.eval(), vae.eval(), transformer.eval(), scheduler)
+    CogVideoXPipeline(*parts).save_pretrained(folder, safe_serialization=True)  # pyright: ignore[reportArgumentType]
+    _make_portable(Path(folder))
+    return Path(folder)
+
+
 def tiny_transformer(
     *,
     blocks: int = 6,

@@ -78,6 +78,15 @@ def twin_5b(twin_5b_folder: Path) -> "WanBackbone":
 
 
 @pytest.fixture(scope="session")
+def cogvideox_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random twins of CogVideoX by kind: 3 blocks of 4 heads of 16; not to be written to."""
+    from motionlora.heads.tiny import random_cogvideox
+
+    root = tmp_path_factory.mktemp("cogvideox")
+    return {kind: random_cogvideox(root / kind, rotary=kind == "5B") for kind in ("2B", "5B")}
+
+
+@pytest.fixture(scope="session")
 def random_clip() -> "Callable[..., Clip]":
     """A maker of clips of uniform noise: `random_clip(frames, height, width, seed=0)`."""
     from motionlora.data.clip import Clip

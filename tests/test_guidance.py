@@ -12,6 +12,8 @@ import torch
 
 from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import InputError
+from motionlora.data.say import silent
+from motionlora.heads.capture import layers_of
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer import generate as room
 from motionlora.infer.effort import walked
@@ -81,7 +83,7 @@ def failing(model: WanBackbone, after: int) -> Iterator[None]:
         if next(calls) == after:
             raise RuntimeError("on purpose")
 
-    handle = model.transformer.get_submodule("blocks.0").register_forward_pre_hook(fail)
+    handle = layers_of(model.transformer)[0].register_forward_pre_hook(fail)
     try:
         yield
     finally:
@@ -168,8 +170,8 @@ def test_a_walk_that_is_counted_is_the_same_walk(model: WanBackbone, prompts: An
 def test_no_graph_is_kept_and_no_weight_gets_a_gradient(model: WanBackbone, prompts: Any, name: str) -> None:
     """Outside of `sample`, with gradients on and weights that ask for them."""
     guidance, walk, tracked = eager(name), walk_on(model, prompts), []
-    watch = model.transformer.get_submodule("blocks.0").register_forward_hook(
-        lambda _module, _args, out: tracked.append(out.requires_grad)
+    watch = layers_of(model.transformer)[0].register_forward_hook(
+        lambda _module, _args, out: tracked.append((out[0] if isinstance(out, tuple) else out).requires_grad)
     )
     model.transformer.requires_grad_(True)
     try:
@@ -328,6 +330,4 @@ def test_a_second_call_knows_what_the_first_computed(command: list[str]) -> None
 
 def hash_of_pixels(path: Path) -> str:
     """The hash of a file's pixels: its metadata tell the settings, which differ."""
-    return read_clip(
-        path, frames=None, fps=None, height=None, width=None, multiple=1, say=lambda _: None
-    ).content_hash()
+    return read_clip(path, multiple=1, say=silent).content_hash()
