@@ -1,6 +1,6 @@
 """Settings of this room: which heads count as temporal, and the shape of the LoRA put on them. Imports no torch."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -8,6 +8,8 @@ from motionlora.data.settings import Settings
 
 Projection = Literal["q", "k", "v", "o"]
 Rule = Literal["code", "paper"]
+Expert: TypeAlias = Literal["high", "low"]
+"""Of a model of two networks: the one for high noise levels, which set the motion, or the one for the rest."""
 
 
 class HeadSettings(Settings):

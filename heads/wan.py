@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import WanTransformer3DModel
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,9 +21,11 @@ from motionlora.data.cache import cached, content_key
 from motionlora.data.clip import Clip
 from motionlora.data.settings import InputError
 from motionlora.heads.backbone import Latent, Prompt, TokenGrid
-from motionlora.heads.capture import unwrapped
+from motionlora.heads.capture import layers_of, unwrapped
+from motionlora.heads.settings import Expert
+from motionlora.heads.wan_experts import Experts, loaded_experts
 from motionlora.heads.wan_folder import found_folder
-from motionlora.heads.wan_parts import TEXT_LENGTH, WanParts, loaded, weights_fingerprint
+from motionlora.heads.wan_parts import WanParts
 
 if TYPE_CHECKING:
     from motionlora.heads.capture import Captured, What
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class WanBackbone:
-    """A loaded text-to-video Wan of one transformer, frozen. Time runs from 0 (clean) to 1 (noise).
+    """A loaded text-to-video Wan, frozen. Time runs from 0 (clean) to 1 (noise).
 
     `transformer` may be a wrapper that holds the model as `.module`: `dataclasses.replace(model, transformer=wrapped)`
-    shares everything else.
+    shares everything else. Of two experts it holds the weights of the one that was last asked (`Experts`).
     """
 
     transformer: nn.Module
@@ -46,6 +47,7 @@ class WanBackbone:
     source: str | Path
     fingerprint: str
     cache: Path | None = None
+    experts: Experts = field(default_factory=Experts)
 
     @classmethod
     def load(
@@ -55,6 +57,7 @@ class WanBackbone:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         cache: Path | None = None,
+        expert: Expert | None = None,
     ) -> WanBackbone:
         """Load the transformer of a diffusers folder or hub id; "tiny" is the embedded one.
 
@@ -62,16 +65,16 @@ class WanBackbone:
             dtype: of the transformer and the text encoder, float32 or bfloat16; norms, time embedding and rotary
                 tables stay in fp32, and so does the VAE.
             cache: folder for latents and prompts, found again by content; None computes them each time.
+            expert: of a model of two the only one to load; None loads both. One network for all is "high", too.
 
         Raises:
-            InputError: not there, damaged, or not text-to-video of Wan 2.1 or Wan 2.2 TI2V-5B.
+            InputError: not there, damaged, of no supported kind, or without that expert.
         """
-        folder = found_folder(source)
+        folder = found_folder(source, expert=expert)
         device = torch.device(device)
-        transformer = loaded(WanTransformer3DModel, folder / "transformer", dtype)
-        fingerprint = weights_fingerprint(transformer)
+        transformer, experts, fingerprint = loaded_experts(folder, device, dtype, expert)
         parts = WanParts(folder, device, dtype)
-        return cls(transformer.to(device), parts, source, fingerprint, None if cache is None else Path(cache))
+        return cls(transformer, parts, source, fingerprint, None if cache is None else Path(cache), experts)
 
     def __post_init__(self) -> None:
         self._refuse_fused()
@@ -115,6 +118,11 @@ class WanBackbone:
         return self.config.in_channels
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latents that a token covers in time, height and width."""
+        return self.config.patch_size
+
+    @property
     def spatial_factor(self) -> int:
         """Pixels a latent covers in height and in width: 8 for Wan 2.1, 16 for TI2V-5B, 4 for the tiny."""
         return self.parts.vae_config["scale_factor_spatial"]
@@ -122,12 +130,17 @@ class WanBackbone:
     @property
     def multiple(self) -> int:
         """Height and width in pixels must be multiples of this: 16 for Wan 2.1, 32 for TI2V-5B, 8 for the tiny."""
-        return self.spatial_factor * self.config.patch_size[1]
+        return self.spatial_factor * self.patch[1]
 
     @property
     def frame_multiple(self) -> int:
         """A clip has k times this plus 1 frames: 4."""
         return self.parts.vae_config["scale_factor_temporal"]
+
+    @property
+    def whole_multiple(self) -> int:
+        """A clip that is to be decoded has k times this plus 1 frames."""
+        return self.frame_multiple
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
@@ -143,17 +156,8 @@ class WanBackbone:
         """
         self._refuse_size(clip)
         key = content_key("latent", self.parts.vae_hash, clip.content_hash())
-        return self._remembered("latents", key, lambda: self._encode(clip)).to(self.device)
+        return self._remembered("latents", key, lambda: self.parts.encoded(clip)).to(self.device)
 
-    @torch.no_grad()
-    def _encode(self, clip: Clip) -> Latent:
-        pixels = rearrange(torch.from_numpy(clip.pixels), "f h w c -> 1 c f h w").float() / 127.5 - 1
-        with self.parts.vae() as vae:
-            raw = vae.encode(pixels.to(self.device)).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
-        mean, std = self._statistics(raw)
-        return (raw - mean) / std
-
-    @torch.no_grad()
     def decode(self, latent: Latent, fps: float) -> Clip:
         """The clip of one normalised latent "1 c f h w"; pixel values are rounded, the caption is empty.
 
@@ -162,14 +166,7 @@ class WanBackbone:
         """
         if latent.ndim != 5 or latent.shape[0] != 1:
             raise InputError(f"decode takes one latent 1 c f h w, got {tuple(latent.shape)}: decode one after another.")
-        latent = latent.to(self.device, torch.float32)
-        mean, std = self._statistics(latent)
-        # Divided by the reciprocal as WanPipeline does, so that the pixels are the stock ones bit for bit.
-        inverse_std = 1.0 / std
-        with self.parts.vae() as vae:
-            pixels = vae.decode(latent / inverse_std + mean).sample[0]  # pyright: ignore[reportAttributeAccessIssue]
-        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Clip(rearrange(bytes_, "c f h w -> f h w c").contiguous().cpu().numpy(), fps, "")
+        return Clip(self.parts.decoded(latent).numpy(), fps, "")
 
     def embed(self, captions: Sequence[str]) -> Prompt:
         """Captions embedded as `WanPipeline.__call__` does for each alone: 512 tokens, zeros after the caption's end.
@@ -183,7 +180,7 @@ class WanBackbone:
             rows = [
                 self._remembered(
                     "prompts",
-                    content_key("prompt", self.parts.text_hash, str(TEXT_LENGTH), caption),
+                    content_key("prompt", self.parts.text_hash, str(self.parts.text_length), caption),
                     lambda caption=caption: embedding(caption),
                 )
                 for caption in captions
@@ -198,8 +195,12 @@ class WanBackbone:
         Args:
             latent: noisy latents; cast to the model's dtype.
             time: in [0, 1], one for each latent or one for all; the network is fed 1000 times it.
+
+        Raises:
+            InputError: noise levels of an expert that was not loaded, or of both.
         """
         self._refuse_fused()
+        self.experts.hold_for(time)
         batch = latent.shape[0]
         level = (1000 * time.to(self.device, torch.float32)).expand(batch)
         velocity = self.transformer(
@@ -210,18 +211,20 @@ class WanBackbone:
         )[0]
         return velocity.float()
 
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Latent:
+        """Noise "b c f h w" on the CPU, drawn in the order in which the stock pipeline draws it."""
+        return torch.randn(*shape, generator=generator)
+
     def grid(self, latent: Latent) -> TokenGrid:
         """The token grid of a latent.
 
         Raises:
             InputError: height or width in latents is not a multiple of the patch.
         """
-        sides = [
-            (side // patch, side % patch) for side, patch in zip(latent.shape[2:], self.config.patch_size, strict=True)
-        ]
+        sides = [(side // patch, side % patch) for side, patch in zip(latent.shape[2:], self.patch, strict=True)]
         if any(rest for _, rest in sides):
             raise InputError(
-                f"A latent of {tuple(latent.shape[2:])} does not divide into patches of {self.config.patch_size}: use "
+                f"A latent of {tuple(latent.shape[2:])} does not divide into patches of {self.patch}: use "
                 f"clips whose height and width are multiples of {self.multiple}."
             )
         return TokenGrid(*(side for side, _ in sides))
@@ -271,12 +274,6 @@ class WanBackbone:
                 "package is installed."
             ) from error
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of raw latents, "1 c 1 1 1", from the VAE's config."""
-        config = self.parts.vae_config
-        mean, std = (torch.tensor(config[name]).to(like) for name in ("latents_mean", "latents_std"))
-        return rearrange(mean, "c -> 1 c 1 1 1"), rearrange(std, "c -> 1 c 1 1 1")
-
     def _remembered(self, kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
         if self.cache is None:
             return make()
@@ -294,6 +291,5 @@ class WanBackbone:
             )
 
     def _refuse_fused(self) -> None:
-        transformer: Any = unwrapped(self.transformer)
-        if getattr(transformer.blocks[0].attn1, "fused_projections", False):
+        if getattr(layers_of(self.transformer)[0].attn1, "fused_projections", False):
             raise InputError("The qkv projections are fused, which bypasses the LoRA: call unfuse_qkv_projections().")

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from motionlora.heads.wan import WanBackbone
-from motionlora.heads.wan_folder import found_folder, read_json
+from motionlora.heads.wan_folder import boundary_of, found_folder, read_json
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
@@ -38,7 +38,7 @@ class WanOutline:
     Attributes:
         name: what the user called it.
         token_times: the network is fed a time for every token (TI2V-5B).
-        experts: transformers that share the noise levels, each of this outline; one of them is trained at a time.
+        experts: networks that share the noise levels, each of this outline; one of them is on the device at a time.
     """
 
     name: str
@@ -110,5 +110,5 @@ def outline_of(source: str | Path) -> WanOutline:
         {key: value for key, value in read_json(folder / part / "config.json").items() if not key.startswith("_")}
         for part in ("transformer", "vae", "text_encoder")
     )
-    experts = 2 if (index.get("transformer_2") or [None])[0] else 1
+    experts = 2 if boundary_of(folder) else 1
     return WanOutline(str(source), transformer, vae, text, bool(index.get("expand_timesteps")), experts)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from einops import rearrange
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -23,8 +25,12 @@ from motionlora.heads.wan_folder import first_line, read_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from motionlora.data.clip import Clip
+    from motionlora.heads.backbone import Latent
+
 TEXT_LENGTH = 512
 """Tokens of a prompt, zeros after its end included: `WanPipeline.__call__`'s default (`encode_prompt`'s own is 226)."""
+TEXT = ("tokenizer", "text_encoder")
 SMALL_BYTES = 2**30
 """A text encoder below this size stays in main memory between uses; a larger one is dropped."""
 _SAMPLE_BYTES = 2**24
@@ -34,6 +40,9 @@ _SAMPLE_BYTES = 2**24
 class WanParts:
     """What surrounds the transformer in a checked folder. Copies of a backbone share one of these."""
 
+    vae_class: ClassVar[Any] = AutoencoderKLWan
+    pipeline_class: ClassVar[Any] = WanPipeline
+    text_length: ClassVar[int] = TEXT_LENGTH
     folder: Path
     device: torch.device
     dtype: torch.dtype
@@ -42,7 +51,7 @@ class WanParts:
     @cached_property
     def vae_config(self) -> dict[str, Any]:
         """The VAE's settings, the class's defaults filled in (the hub's file names no scale factors)."""
-        defaults = inspect.signature(AutoencoderKLWan.__init__).parameters
+        defaults = inspect.signature(self.vae_class.__init__).parameters
         given = read_json(self.folder / "vae" / "config.json")
         return {name: given.get(name, default.default) for name, default in defaults.items() if name != "self"}
 
@@ -67,32 +76,58 @@ class WanParts:
         return read_json(self.folder / "scheduler" / "scheduler_config.json")
 
     @contextmanager
-    def vae(self) -> Iterator[AutoencoderKLWan]:
+    def vae(self) -> Iterator[Any]:
         """The VAE in fp32 on the device; back in main memory afterwards. Not to be shared between threads."""
         if "vae" not in self._kept:
-            self._kept["vae"] = loaded(AutoencoderKLWan, self.folder / "vae", torch.float32)
+            self._kept["vae"] = loaded(self.vae_class, self.folder / "vae", torch.float32)
         vae = self._kept["vae"]
         try:
             yield vae.to(self.device)
         finally:
             vae.to("cpu")
 
+    @torch.no_grad()
+    def encoded(self, clip: Clip) -> Latent:
+        """The clip's normalised latent "1 c f h w", fp32: `(mode - mean) / std` (methods.md 1.4)."""
+        pixels = rearrange(torch.from_numpy(clip.pixels), "f h w c -> 1 c f h w").float() / 127.5 - 1
+        with self.vae() as vae:
+            raw = vae.encode(pixels.to(self.device)).latent_dist.mode()
+        mean, std = self._statistics(raw)
+        return (raw - mean) / std
+
+    @torch.no_grad()
+    def decoded(self, latent: Latent) -> UInt8[Tensor, "f h w c"]:
+        """The pixels of one normalised latent "1 c f h w", rounded, on the CPU."""
+        latent = latent.to(self.device, torch.float32)
+        mean, std = self._statistics(latent)
+        # Divided by the reciprocal as WanPipeline does, so that the pixels are the stock ones bit for bit.
+        inverse_std = 1.0 / std
+        with self.vae() as vae:
+            pixels = vae.decode(latent / inverse_std + mean).sample[0]
+        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return rearrange(bytes_, "c f h w -> f h w c").contiguous().cpu()
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of raw latents, "1 c 1 1 1", from the VAE's config."""
+        mean, std = (torch.tensor(self.vae_config[name]).to(like) for name in ("latents_mean", "latents_std"))
+        return rearrange(mean, "c -> 1 c 1 1 1"), rearrange(std, "c -> 1 c 1 1 1")
+
     @contextmanager
     def text(self) -> Iterator[Callable[[str], Tensor]]:
         """A function from one caption to its embedding "1 l d"; tokenizer and text encoder load at the first call.
 
-        The encoding is `WanPipeline.encode_prompt` itself, one caption at a time, so that a caption's embedding does
-        not depend on its neighbours.
+        The encoding is the stock pipeline's `encode_prompt` itself, one caption at a time, so that a caption's
+        embedding does not depend on its neighbours.
         """
         pipelines: list[Any] = []
 
         def embedding(caption: str) -> Tensor:
             if not pipelines:
                 pipelines.append(self._text_pipeline())
-            _refuse_long(pipelines[0].tokenizer, caption)
+            _refuse_long(pipelines[0].tokenizer, caption, self.text_length)
             with torch.no_grad():
                 return pipelines[0].encode_prompt(
-                    caption, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH, device=self.device
+                    caption, do_classifier_free_guidance=False, max_sequence_length=self.text_length, device=self.device
                 )[0]
 
         try:
@@ -106,12 +141,13 @@ class WanParts:
 
         pipeline = self._kept.get("text")
         if pipeline is None:
-            tokenizer_class = getattr(transformers, read_json(self.folder / "model_index.json")["tokenizer"][1])
+            index = read_json(self.folder / "model_index.json")
+            tokenizer_class, encoder_class = (getattr(transformers, index[part][1]) for part in TEXT)
             with _quiet_bars():
-                encoder = loaded(transformers.UMT5EncoderModel, self.folder / "text_encoder", self.dtype)
+                encoder = loaded(encoder_class, self.folder / "text_encoder", self.dtype)
             tokenizer = tokenizer_class.from_pretrained(self.folder / "tokenizer", local_files_only=True)
             absent: Any = None
-            pipeline = WanPipeline(tokenizer, encoder, vae=absent, scheduler=absent)
+            pipeline = self.pipeline_class(tokenizer, encoder, vae=absent, scheduler=absent, transformer=absent)
         pipeline.text_encoder.to(self.device)
         return pipeline
 
@@ -177,10 +213,10 @@ def weights_fingerprint(transformer: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refuse_long(tokenizer: Any, caption: str) -> None:
+def _refuse_long(tokenizer: Any, caption: str, most: int) -> None:
     tokens = len(tokenizer(caption, truncation=False, verbose=False).input_ids)
-    if tokens > TEXT_LENGTH:
-        raise InputError(f"The caption has {tokens} tokens and at most {TEXT_LENGTH} are allowed: shorten it.")
+    if tokens > most:
+        raise InputError(f"The caption has {tokens} tokens and at most {most} are allowed: shorten it.")
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_both_stages_train_and_the_file_moves_the_stock_pipeline(
         {
             "model": str(twin_5b_folder), "clip": tmp_path / "clip.mp4", "caption": "a star", "out": tmp_path / "run",
             "frames": 9, "fps": None, "cache": None, "device": "cpu", "lora": {"rank": 2}, "heads": {"ratio": 1.0},
-            "spatial": small, "temporal": {**small, "stride": 2}, "gradient_checkpointing": True,
+            "spatial": small, "temporal": {**small, "stride": 2}, "memory": "low",
         }
     )  # fmt: skip
     result = train(settings, say=lambda line: None)
