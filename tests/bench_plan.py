@@ -29,6 +29,7 @@ from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_outline import outline_of
 from motionlora.train.cards import GIB, PUBLISHED_CARDS, SHARE, PlanSettings, published
 from motionlora.train.command import settings_of
+from motionlora.train.memory import memory_of
 from motionlora.train.plan import Plan, duration, matmul_rate, plan_of
 from motionlora.train.rehearsal import Rehearsal
 from motionlora.train.stages import temporal_stage
@@ -79,7 +80,7 @@ def main() -> None:
 def planned(config: str, *more: str) -> Plan:
     """The plan of a shipped file in bf16."""
     settings = settings_of("plan", ["--config", config, *more])
-    return plan_of(settings, outline_of(settings.model), torch.bfloat16)
+    return plan_of(settings, outline_of(settings.model), torch.bfloat16, memory_of("low"))
 
 
 def trial_of(stride: int, *, checkpointing: bool) -> Trial:
@@ -93,12 +94,11 @@ def tried(stride: int, *, checkpointing: bool) -> Trial:
     """Some temporal steps of the tiny on all heads, 49 frames of 64x64, batch 4."""
     torch.set_num_threads(1)
     settings: PlanSettings = settings_of("plan", ["--config", "tiny", "--temporal.stride", str(stride)])
-    settings = settings.model_copy(update={"gradient_checkpointing": checkpointing})
-    cost = Rehearsal(settings, outline_of("tiny"), torch.float32).step("temporal")
+    memory = memory_of("low" if checkpointing else "fast")
+    cost = Rehearsal(settings, outline_of("tiny"), torch.float32, memory).step("temporal")
     model = WanBackbone.load("tiny")
     transformer: Any = model.transformer
-    if checkpointing:
-        transformer.enable_gradient_checkpointing()
+    memory.recomputing(transformer)
     pixels = np.random.default_rng(0).integers(0, 256, (49, 64, 64, 3), dtype=np.uint8)
     chosen = np.ones((model.blocks, model.heads), dtype=bool)
     stage = temporal_stage(model, Clip(pixels, 12.0, "a red circle"), chosen, settings)

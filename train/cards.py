@@ -22,6 +22,7 @@ class Card:
     nbytes: int
     rate: float
     fp32_rate: float
+    gpu: bool = True
 
     def holds(self, nbytes: int) -> bool:
         """Whether a peak of `nbytes` fits beside what is kept in reserve."""

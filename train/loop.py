@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from motionlora.train.bad_steps import BadSteps
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class Stopped(RuntimeError):
-    """The user or the scheduler stopped the run, and it was saved; `code` is the exit code, 130 or 143."""
+    """A run ended before its last step and can go on; `code` is the exit code.
+
+    130 or 143: the user or the scheduler stopped it, and it was saved. 1: another process of it died.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -95,12 +99,17 @@ def fit(
 def training_step(
     stage: Stage, model: "WanBackbone", optimizer: Any, step: int, run: Run, book: Journal
 ) -> dict[str, float]:
-    """One optimiser step over `gradient_accumulation` batches; noise is keyed by seed, stage, step, process, batch."""
+    """One optimiser step over `gradient_accumulation` batches of every process.
+
+    Noise is keyed by seed, stage, step and the batch's number in the step, so that N processes do what one does with N
+    times as many accumulated.
+    """
     settings, accelerator, began = run.settings, run.accelerator, time.perf_counter()
     rate = optimizer.param_groups[0]["lr"] = learning_rate(settings, stage.settings, step)
     sums, norm, good = {"loss": 0.0, "denoise": 0.0, "motion": 0.0}, torch.zeros(()), True
     for micro in range(settings.gradient_accumulation):
-        key = (settings.seed, stage.name, step, accelerator.process_index, micro)
+        sample = micro * accelerator.num_processes + accelerator.process_index
+        key = (settings.seed, stage.name, step, 0, sample)
         with accelerator.accumulate(model.transformer), model.positioned(stage.positions):
             generator = keyed_generator(*key)
             point = stage.point(generator)
@@ -116,6 +125,9 @@ def training_step(
             book.by_time.add(point.time, parts.denoise)
         for name, value in (("loss", parts.total), ("denoise", parts.denoise), ("motion", parts.motion)):
             sums[name] += value.mean().item() / settings.gradient_accumulation
+    if accelerator.num_processes > 1:
+        means: Any = accelerator.reduce(torch.tensor([*sums.values()], device=accelerator.device), "mean")
+        sums = dict(zip(sums, means.tolist(), strict=True))
     seconds = round(time.perf_counter() - began, 4)
     return {**sums, "lr": rate, "grad_norm": float(norm), "skipped": float(not good), "seconds": seconds}
 
@@ -163,7 +175,15 @@ def prepared(
     model: "WanBackbone", optimizer: torch.optim.Optimizer, accelerator: "Accelerator"
 ) -> Iterator[tuple["WanBackbone", Any]]:
     """Model and optimiser as accelerate wraps them (autocast, DDP, DeepSpeed); the model is unwrapped at the end."""
-    transformer, stepper = accelerator.prepare(model.transformer, optimizer)
+    network = model.transformer
+    for name, module in network.named_modules():
+        if name.endswith((".lora_A", ".lora_B")):
+            module.to(accelerator.device)  # peft makes them where the layer's own weights wait
+    if accelerator.num_processes > 1:
+        # Every process has read the same frozen weights: DDP shall neither send them round nor ask where they wait.
+        frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, frozen)
+    transformer, stepper = accelerator.prepare(network, optimizer)
     try:
         yield replace(model, transformer=transformer), stepper
     finally:

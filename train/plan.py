@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from motionlora.heads.wan_outline import WanOutline, outline_of
+from motionlora.data.errors import InputError
+from motionlora.heads.memory import NOTHING_SPARED, Memory
+from motionlora.heads.schedule import preserves_variance
+from motionlora.heads.wan_outline import WanOutline
 from motionlora.train.cards import GIB, SHARE, Card, published
 from motionlora.train.rehearsal import Cost, Rehearsal
 
 if TYPE_CHECKING:
     from motionlora.heads.token_grid import TokenGrid
+    from motionlora.heads.wan import WanBackbone
     from motionlora.train.cards import PlanSettings
     from motionlora.train.settings import TrainSettings
     from motionlora.train.workshop import Workshop
@@ -27,7 +31,8 @@ WORTH_PLANNING = 20
 class Part:
     """One part of a run, done `times` times: once, a forward, or an optimiser step each. `cost` is of one time.
 
-    `grid` is of the clip that it works on; `fp32` says that it computes in fp32 whatever the model's dtype.
+    `grid` is of the clip that it works on; `fp32` says that it computes in fp32 whatever the model's dtype; `alone`,
+    that it is done before the transformer is loaded.
     """
 
     name: str
@@ -35,11 +40,12 @@ class Part:
     cost: Cost
     grid: TokenGrid | None = None
     fp32: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes. `frozen_bytes` are the transformer's weights, which are on the device all the time."""
+    """What a run takes. `frozen_bytes` are the transformer's weights that stay on the device."""
 
     model: str
     frozen_bytes: int
@@ -57,7 +63,7 @@ class Plan:
 
     def bytes_in(self, part: Part) -> int:
         """On the device while a part runs."""
-        return self.frozen_bytes + part.cost.nbytes
+        return part.cost.nbytes + (0 if part.alone else self.frozen_bytes)
 
     def seconds(self, card: Card) -> float:
         """Of the whole run on a card."""
@@ -69,23 +75,33 @@ def seconds_of(part: Part, card: Card) -> float:
     return part.times * part.cost.flops / (card.fp32_rate if part.fp32 else card.rate)
 
 
-def plan_of(settings: TrainSettings, outline: WanOutline, dtype: torch.dtype, *, prepares: bool = True) -> Plan:
+def plan_of(
+    settings: TrainSettings,
+    outline: WanOutline,
+    dtype: torch.dtype,
+    memory: Memory = NOTHING_SPARED,
+    *,
+    prepares: bool = True,
+) -> Plan:
     """The plan of a run; `prepares` False leaves out text encoder and VAE, whose results may be in the cache.
 
     Autocast is not in it: a run with `mixed_precision: bf16` on an fp32 model takes less than is said.
 
     Raises:
-        InputError: height or width is not set or not one that the model can divide.
+        InputError: height or width is not set or not one that the model can divide, or an expert that it has not got.
     """
-    run = Rehearsal(settings, outline, dtype)
+    if settings.expert != "high" and outline.experts == 1:
+        raise InputError(f"expert is {settings.expert}, and {outline.name} is one network: leave it at high.")
+    run, experts = Rehearsal(settings, outline, dtype, memory), 2 if settings.expert == "both" else 1
     stages, split = settings.stages, settings.heads.heads == "split"
-    parts = [Part("embed", 1, run.text_encoder()), Part("encode", 1, run.vae(), fp32=True)] if prepares else []
+    parts = [Part("embed", 1, run.text_encoder(), alone=True), Part("encode", 1, run.vae(), fp32=True, alone=True)]
+    parts = parts if prepares else []
     if "heads" in stages and (split or stages == ("heads",)):
         parts.append(Part("heads", len(settings.heads.times), run.scored_forward(), run.whole_grid))
     if "spatial" in stages and split and settings.spatial.steps:
-        parts.append(Part("spatial", settings.spatial.steps, run.step("spatial"), run.grid("spatial")))
+        parts.append(Part("spatial", experts * settings.spatial.steps, run.step("spatial"), run.grid("spatial")))
     if "temporal" in stages:
-        parts.append(Part("temporal", settings.temporal.steps, run.step("temporal"), run.grid("temporal")))
+        parts.append(Part("temporal", experts * settings.temporal.steps, run.step("temporal"), run.grid("temporal")))
         if forwards := _validation_forwards(settings):
             parts.append(Part("validation", forwards, run.forward(), run.whole_grid))
     return Plan(outline.name, run.frozen_bytes, tuple(parts))
@@ -105,13 +121,17 @@ def chosen_card(settings: PlanSettings, dtype: torch.dtype) -> Card:
 def this_machine(dtype: torch.dtype, share: float, device: torch.device | None = None) -> Card:
     """The device (a GPU where there is one): its memory, and a share of the matrix rate that is measured now."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rate = share * matmul_rate(device, dtype)
+    fp32_rate = rate if dtype == torch.float32 else share * matmul_rate(device, torch.float32)
+    return replace(unmeasured(device), rate=rate, fp32_rate=fp32_rate)
+
+
+def unmeasured(device: torch.device) -> Card:
+    """A device by its name and its memory."""
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
-        name, nbytes = about.name, about.total_memory
-    else:
-        name, nbytes = "this CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    rate = share * matmul_rate(device, dtype)
-    return Card(name, nbytes, rate, rate if dtype == torch.float32 else share * matmul_rate(device, torch.float32))
+        return Card(about.name, about.total_memory, 1.0, 1.0)
+    return Card("this CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1.0, 1.0, gpu=False)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
@@ -155,28 +175,23 @@ def table(plan: Plan, card: Card) -> str:
     return "\n".join(lines)
 
 
-def planned(settings: PlanSettings) -> tuple[Plan, Card]:
-    """The plan that the settings ask for, and its card.
-
-    Raises:
-        InputError: as `plan_of`, or there is no such model.
-    """
-    gpu = settings.card != "here" or (settings.device != "cpu" and torch.cuda.is_available())
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if gpu else torch.float32}
-    dtype = kinds[settings.dtype]
-    return plan_of(settings, outline_of(settings.model), dtype), chosen_card(settings, dtype)
-
-
 def announce(shop: Workshop) -> None:
     """Says the plan of a run in one line, at the size of its clip; a short run is over before it could be planned."""
     clip, model, settings = shop.clip, shop.model, shop.settings
     if settings.spatial.steps + settings.temporal.steps < WORTH_PLANNING or not shop.accelerator.is_main_process:
         return
-    config = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
-    outline = WanOutline(model.name, config, model.parts.vae_config)
+    if preserves_variance(model.scheduler_config):
+        shop.say("Plans are made for Wan alone: what this run will take is not told.")
+        return
     sized = settings.model_copy(update={"height": clip.height, "width": clip.width})
-    plan = plan_of(sized, outline, model.dtype, prepares=False)
+    plan = plan_of(sized, outlined(model), model.dtype, shop.memory, prepares=False)
     shop.say(in_short(plan, this_machine(model.dtype, SHARE, device=model.device)))
+
+
+def outlined(model: WanBackbone) -> WanOutline:
+    """The outline of a Wan that is there."""
+    config = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
+    return WanOutline(model.name, config, model.parts.vae_config, experts=2 if model.experts.boundary else 1)
 
 
 def size(nbytes: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from motionlora.data.errors import InputError
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import attach
+from motionlora.heads.memory import NOTHING_SPARED, Memory, linear_layers
 from motionlora.heads.positions import sparse_positions
 from motionlora.heads.score import CHUNK_BYTES
 from motionlora.heads.wan_outline import META, WanOutline
@@ -52,6 +53,7 @@ class Rehearsal:
     settings: TrainSettings
     outline: WanOutline
     dtype: torch.dtype
+    memory: Memory = NOTHING_SPARED
 
     @cached_property
     def model(self) -> WanBackbone:
@@ -60,8 +62,17 @@ class Rehearsal:
 
     @property
     def frozen_bytes(self) -> int:
-        """Of the transformer."""
-        return bytes_of(self.model.transformer)
+        """Of the transformer, on the device between two of its blocks' layers."""
+        transformer = self.outline.without_weights(self.dtype).transformer
+        self.memory.casting(transformer, self.dtype)
+        waiting = linear_layers(transformer) if self.memory.offload else ()
+        return bytes_of(transformer) - sum(map(bytes_of, waiting))
+
+    @property
+    def passing_bytes(self) -> int:
+        """Of the layers that are cast or fetched: those of a block are there at once while it is run backwards."""
+        layers = linear_layers(self.outline.without_weights(self.dtype, blocks=1).transformer)
+        return sum(map(bytes_of, layers)) if self.memory.waits else 0
 
     def text_encoder(self) -> Cost:
         """A caption embedded. FLOPs are two a weight and token; of the bytes, only the weights."""
@@ -139,9 +150,8 @@ class Rehearsal:
     def _step(self, name: str, model: WanBackbone) -> Cost:
         settings, stage, lora = self.settings, self.stage(name), self.settings.lora
         transformer: Any = model.transformer
-        base, chosen = bytes_of(transformer), stage.chosen[: model.blocks]
-        if settings.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+        base, chosen = bytes_of(transformer), np.resize(stage.chosen, (model.blocks, model.heads))
+        self.memory.recomputing(transformer)
         how: dict[str, Any] = {"rank": lora.rank, "projections": lora.projections, "seed": 0}
         if name == "temporal" and settings.heads.heads == "split" and settings.spatial.steps:
             attach(transformer, "spatial", ~chosen, **how).trainable(False)
@@ -160,9 +170,10 @@ class Rehearsal:
         return Cost(count.flops, resting + count.peak_bytes, count.attention_flops, layers.parameter_count())
 
     def _of_all_blocks(self, work: Callable[[WanBackbone], Cost]) -> Cost:
-        low, high = TRACED
-        few, more = (work(self.outline.without_weights(self.dtype, blocks=blocks)) for blocks in TRACED)
-        return few.toward(more, (self.model.blocks - low) / (high - low))
+        low, high = (count * max(self.memory.recompute_every, 1) for count in TRACED)
+        few, more = (work(self.outline.without_weights(self.dtype, blocks=blocks)) for blocks in (low, high))
+        cost = few.toward(more, (self.model.blocks - low) / (high - low))
+        return replace(cost, nbytes=cost.nbytes + self.passing_bytes)
 
     def _latent(self, frames: int, *, clips: int = 1) -> torch.Tensor:
         model, sides = self.model, [side // self.model.spatial_factor for side in self.size]

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from motionlora.data.errors import InputError
+from motionlora.data.say import silent
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLoraHandle, attach, load_into, set_strengths, strengths, unload
 from motionlora.heads.lora_file import load_lora, save_lora
@@ -21,15 +20,17 @@ from motionlora.train.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from motionlora.train.deterministic import deterministic, machine
 from motionlora.train.identity import identity, refuse_changes, versions
 from motionlora.train.journal import start_trackers
+from motionlora.train.launch import new_accelerator, together
 from motionlora.train.lock import holding
 from motionlora.train.loop import Run, fit
 from motionlora.train.plan import announce
-from motionlora.train.private import PATHS, refuse_secrets, shared
+from motionlora.train.private import PATHS, shared
 from motionlora.train.reference_heads import heads_of
+from motionlora.train.refusals import refuse_early
 from motionlora.train.settings import TrainSettings
-from motionlora.train.stages import Stage, check_stride, spatial_stage, temporal_stage
+from motionlora.train.stages import Stage, spatial_stage, temporal_stage
 from motionlora.train.validation import validation
-from motionlora.train.workshop import Workshop, new_accelerator, opened
+from motionlora.train.workshop import Workshop, opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,19 @@ def train(settings: TrainSettings, say: Callable[[str], None] = print) -> TrainR
         InputError: a setting or the clip is wrong, or the folder already holds a run or is in use by one.
         StorageError: something cannot be written, or no checkpoint is whole.
         NumbersError: loss or gradient were NaN or infinite in several steps in a row.
-        Stopped: Ctrl-C or SIGTERM, after saving.
+        Stopped: Ctrl-C or SIGTERM, after saving, or another process of the run is gone.
     """
     refuse_early(settings)
     accelerator = new_accelerator(settings)
-    say = say if accelerator.is_main_process else _silent
+    say = say if accelerator.is_main_process else silent
     lock = holding(settings.out, say) if accelerator.is_main_process else nullcontext()
-    with lock, deterministic(settings.deterministic):
-        return _trained(opened(settings, accelerator, say))
+    with (
+        lock,
+        deterministic(settings.deterministic),
+        together(settings, accelerator),
+        opened(settings, accelerator, say) as shop,
+    ):
+        return _trained(shop)
 
 
 def _trained(shop: Workshop) -> TrainResult:
@@ -70,41 +76,10 @@ def _trained(shop: Workshop) -> TrainResult:
         train_temporal(shop, head_map)
     finally:
         accelerator.end_training()
-    files = {"reference": "reference.mp4", "heads": "heads.json"}
-    files |= {"spatial": "spatial.safetensors", "temporal": "temporal.safetensors"}
-    paths = {name: shop.file(file) for name, file in files.items() if shop.file(file).exists()}
+    paths = {"reference": shop.file("reference.mp4"), "heads": shop.file("heads.json")}
+    paths |= {stage: shop.lora_file(stage) for stage in ("spatial", "temporal")}
+    paths = {name: path for name, path in paths.items() if path.exists()}
     return TrainResult(paths=paths, seconds=shop.seconds, head_map=head_map)
-
-
-def refuse_early(settings: TrainSettings) -> None:
-    """InputError for what can be seen without a model: no clip, impossible frames or stride, a key, a used folder."""
-    refuse_secrets(settings.model_dump(mode="json"))
-    if settings.clip is None or not settings.clip.exists():
-        came = "No clip was given" if settings.clip is None else f"There is no clip {settings.clip}"
-        raise InputError(f"{came}: name a video file or a folder of images with --clip.")
-    if settings.frames % 4 != 1:
-        low = settings.frames - (settings.frames - 1) % 4
-        raise InputError(f"frames must be 4k + 1, got {settings.frames}: set it to {max(low, 5)} or {low + 4}.")
-    if "temporal" in settings.stages:
-        check_stride(settings.frames, settings.temporal.stride)
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise InputError(
-            f"device {settings.device} cannot be trained on: set auto, cpu or cuda (CUDA_VISIBLE_DEVICES)."
-        )
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for and torch sees no GPU: set it to auto or cpu.")
-    if settings.tracker != "none" and find_spec(settings.tracker) is None:
-        raise InputError(f"tracker {settings.tracker} is not installed: pip install 'motionlora[{settings.tracker}]'.")
-    trained = [name for name in settings.stages if name != "heads"]
-    used = [name for name in trained if _traces(settings.out, name)]
-    if used and not settings.resume:
-        raise InputError(
-            f"{settings.out} already holds a {used[0]} stage: go on with --resume latest, or choose another --out."
-        )
-    if settings.resume not in ("", "latest"):
-        load_checkpoint(Path(settings.resume))
-        if Path(settings.resume).resolve().parent != (settings.out / "checkpoints").resolve():
-            raise InputError(f"{settings.resume} does not belong to this run: its --out is not {settings.out}.")
 
 
 def train_spatial(shop: Workshop, head_map: HeadMap | None) -> None:
@@ -128,7 +103,7 @@ def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
         return
     with shop.timed("encode"):
         stage = temporal_stage(model, shop.clip, temporal_heads(shop, head_map), settings)
-    spatial = shop.file("spatial.safetensors")
+    spatial = shop.lora_file("spatial")
     if head_map is None or settings.spatial.steps == 0 or not spatial.exists():
         train_stage(shop, stage, head_map, under="")
         return
@@ -162,9 +137,10 @@ def temporal_heads(shop: Workshop, head_map: HeadMap | None) -> np.ndarray:
 def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under: str) -> None:
     """One stage from start, or from where it was stopped, to its file; nothing if the file is there already."""
     settings, model, name = shop.settings, shop.model, stage.name
-    path = shop.file(f"{name}.safetensors")
+    path = shop.lora_file(name)
     content = {"clip": shop.clip.content_hash(), "caption": shop.caption, "model": model.fingerprint}
     content |= {"heads": sha256(stage.chosen.tobytes()).hexdigest(), "spatial_lora": under}
+    content |= {"weights": "fp8"} if shop.memory.fp8 else {}
     content |= machine(shop.accelerator.device) if settings.deterministic else {}
     made_of = identity(settings, name, **content) | {"processes": shop.accelerator.num_processes}
     if path.exists() and settings.resume:
@@ -220,7 +196,10 @@ def _announce(shop: Workshop, stage: Stage, layers: MotionLoraHandle, start: Che
 def _provenance(shop: Workshop, stage: Stage, made_of: dict[str, Any]) -> dict[str, Any]:
     """What the file's header tells beside the weights. No date and no path: equal runs write equal files."""
     clip, settings, grid = shop.clip, shop.settings, shop.model.grid(stage.latents[:1])
+    expert, until = shop.model.experts.only, settings.temporal.until if stage.name == "temporal" else 0.0
     return {
+        **({"expert": expert} if expert else {}),
+        **({"until": until} if until else {}),
         "rule": settings.heads.rule,
         "ratio": settings.heads.ratio,
         "trained_grid": {"frames": grid.frames, "height": grid.height, "width": grid.width},
@@ -252,16 +231,8 @@ def _start_of(shop: Workshop, stage: str) -> Checkpoint | None:
     return load_checkpoint(found[-1]) if found else None
 
 
-def _traces(out: Path, stage: str) -> bool:
-    return (out / f"{stage}.safetensors").exists() or bool(checkpoints(out / "checkpoints", stage))
-
-
 def _hash_of(weights: Mapping[str, Tensor]) -> str:
     digest = sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _silent(line: str) -> None:
-    del line

@@ -1,14 +1,15 @@
 """What every part of a run needs, made once: accelerate, the model, the clip, the run's folder."""
 
-import os
-import shlex
+import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -16,10 +17,17 @@ from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import StorageError
 from motionlora.data.settings import as_yaml
+from motionlora.heads.encoders import load_encoders
+from motionlora.heads.load import load_model
+from motionlora.heads.memory import Memory
 from motionlora.heads.wan import WanBackbone
+from motionlora.infer.private import model_name
 from motionlora.train.checkpoint import drop_newer
-from motionlora.train.private import model_name, needed_again, shared, told_caption
+from motionlora.train.launch import resume_command
+from motionlora.train.memory import memory_for
+from motionlora.train.private import shared, told_caption
 from motionlora.train.settings import TrainSettings
+from motionlora.train.stages import check_expert, heads_are_scored, spatial_stage, temporal_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,10 +42,16 @@ class Workshop:
     model: WanBackbone
     clip: Clip
     say: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
+    memory: Memory
+    seconds: dict[str, float]
 
     def file(self, name: str) -> Path:
         return self.settings.out / name
+
+    def lora_file(self, stage: str) -> Path:
+        """Of a stage; for one expert of two its name says which."""
+        expert = self.model.experts.only
+        return self.file(f"{stage}-{expert}.safetensors" if expert else f"{stage}.safetensors")
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -51,11 +65,7 @@ class Workshop:
     @property
     def resume_command(self) -> str:
         """The command line that continues this run."""
-        launcher = "motionlora train"
-        if self.accelerator.num_processes > 1:
-            launcher = "accelerate launch -m motionlora.train"
-        words = ["--config", str(self.file("settings.yaml")), *needed_again(self.settings), "--resume", "latest"]
-        return f"{launcher} {shlex.join(words)}"
+        return resume_command(self.settings, self.accelerator)
 
     @property
     def caption(self) -> str:
@@ -68,36 +78,39 @@ class Workshop:
         return model_name(self.model.name, self.settings.model, self.settings.private)
 
 
-def new_accelerator(settings: TrainSettings) -> "Accelerator":
-    """accelerate as the settings want it; on a CPU with several processes it talks over gloo."""
-    from accelerate import Accelerator
+@contextmanager
+def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[str], None]) -> Iterator[Workshop]:
+    """The model and the clip, read; the run's folder, with the settings and the reference as it is trained on.
 
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true")
-    cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available() and not deepspeed)
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        log_with=None if settings.tracker == "none" else settings.tracker,
-        project_dir=settings.out / "tracker",
-    )
-    if accelerator.state.deepspeed_plugin is not None:
-        # Without a DataLoader accelerate cannot find the batch size by itself.
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = settings.temporal.batch
-    return accelerator
-
-
-def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[str], None]) -> Workshop:
-    """The model and the clip, read; the run's folder, with the settings and the reference as it is trained on."""
-    began = time.perf_counter()
+    Text encoder and VAE do their work first and are gone when the network is loaded, so that the peak is that of the
+    larger, not of all. What they gave is found again in the cache; without one, in a folder that is gone at the end.
+    """
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     kinds["auto"] = torch.bfloat16 if accelerator.device.type == "cuda" else torch.float32
-    model = WanBackbone.load(
-        settings.model, device=accelerator.device, dtype=kinds[settings.dtype], cache=settings.cache
-    )
-    if settings.gradient_checkpointing:
-        transformer: Any = model.transformer
-        transformer.enable_gradient_checkpointing()
+    device, dtype, seconds = accelerator.device, kinds[settings.dtype], {}
+    with ExitStack() as end:
+        cache = settings.cache or Path(end.enter_context(TemporaryDirectory(prefix="motionlora-")))
+        how: dict[str, Any] = {"dtype": dtype, "cache": cache}
+        how["expert"] = None if settings.expert == "both" else settings.expert
+        began = time.perf_counter()
+        with accelerator.main_process_first():
+            clip, memory = _prepared(settings, load_encoders(settings.model, device=device, **how), accelerator, say)
+        gc.collect()  # encoders have cycles, and would wait for the collector beside the network
+        seconds["encode"] = round(time.perf_counter() - began, 2)
+        model = placed(load_model(settings.model, device="cpu" if memory.waits else device, **how), memory, device)
+        check_expert(model, settings)
+        shop = Workshop(settings, accelerator, model, clip, say, memory, seconds)
+        if accelerator.is_main_process:
+            _start_folder(shop)
+        accelerator.wait_for_everyone()
+        seconds["load"] = round(time.perf_counter() - began - seconds["encode"], 2)
+        yield shop
+
+
+def _prepared(
+    settings: TrainSettings, model: WanBackbone, accelerator: "Accelerator", say: Callable[[str], None]
+) -> tuple[Clip, Memory]:
+    """The clip, and what the network will spare; what the stages will ask of the encoders is in the cache then."""
     assert settings.clip is not None
     clip = read_clip(
         settings.clip,
@@ -109,12 +122,25 @@ def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[s
         caption=settings.caption,
         say=say,
     )
-    shop = Workshop(settings, accelerator, model, clip, say)
-    if accelerator.is_main_process:
-        _start_folder(shop)
-    accelerator.wait_for_everyone()
-    shop.seconds["load"] = round(time.perf_counter() - began, 2)
-    return shop
+    memory = memory_for(settings, model, clip, accelerator, say)
+    nothing = np.zeros((model.blocks, model.heads), dtype=bool)
+    if heads_are_scored(settings):
+        model.encode(clip)
+    if "spatial" in settings.stages and settings.heads.heads == "split" and settings.spatial.steps:
+        spatial_stage(model, clip, nothing, settings)
+    if "temporal" in settings.stages:
+        temporal_stage(model, clip, nothing, settings)
+    checked = settings.validation
+    model.embed([clip.caption, *((checked.negative, *checked.captions) if checked.every else ())])
+    return clip, memory
+
+
+def placed(model: WanBackbone, memory: Memory, device: torch.device) -> WanBackbone:
+    """A model that was loaded, on its device as far as it may be, sparing what it shall."""
+    memory.casting(model.transformer, model.dtype)
+    memory.offloading(model.transformer, device)
+    memory.recomputing(model.transformer)
+    return replace(model, parts=replace(model.parts, device=device))
 
 
 def _start_folder(shop: Workshop) -> None:

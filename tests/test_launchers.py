@@ -1,0 +1,323 @@
+"""Laws of a run in several processes: they do what one does, stop and go on together, and none is lost in silence."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from motionlora.data.errors import InputError
+from motionlora.data.settings import as_yaml
+from motionlora.heads.lora import attach
+from motionlora.heads.lora_file import load_lora
+from motionlora.heads.wan import WanBackbone
+from motionlora.train import launch, loop
+from motionlora.train.checkpoint import checkpoints
+from motionlora.train.run import train
+from motionlora.train.settings import TrainSettings
+
+LR = 1e-2
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def settings(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """Both stages on 9 frames; the ratio leaves heads of both kinds."""
+    folder = tmp_path_factory.mktemp("clip")
+    for index in range(9):
+        pixels = np.full((16, 16, 3), 40, np.uint8)
+        pixels[4:8, index : index + 4, 0] = 220
+        Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+    values = {
+        "model": str(twin_folder), "clip": folder, "caption": "a red square", "frames": 9, "fps": None, "device": "cpu",
+        "cache": None, "lora": {"rank": 2}, "heads": {"ratio": 1.0}, "checkpoint_every": 1,
+        "spatial": {"steps": 2, "lr": LR}, "temporal": {"steps": 4, "lr": LR, "stride": 2},
+    }  # fmt: skip
+    return TrainSettings.model_validate(values)
+
+
+def changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
+    return TrainSettings.model_validate({**settings.model_dump(), **changes})
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two_processes(work: Callable[..., None], *words: Any) -> list[int]:
+    """Runs `work(rank, *words)` in two processes that find each other as under a launcher; their exit codes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    try:
+        context: Any = torch.multiprocessing.start_processes(
+            _begin, args=(work, words), nprocs=2, join=False, start_method="fork"
+        )
+        for process in context.processes:
+            process.join(120)
+        codes = [process.exitcode for process in context.processes]
+        for process in context.processes:
+            process.kill()
+        return codes
+    finally:
+        for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+            del os.environ[name]
+
+
+def _begin(rank: int, work: Callable[..., None], words: tuple[Any, ...]) -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    work(rank, *words)
+
+
+def training(
+    rank: int, settings: TrainSettings, end: Callable[[int], None] | None = None, at: tuple[int, int] = (9, 9)
+) -> None:
+    """Trains; the process `at[0]` calls `end` in temporal step `at[1]`. What ended the run goes to `said-RANK`."""
+    step = loop.training_step
+
+    def ending(stage: Any, model: Any, optimizer: Any, now: int, run: Any, book: Any) -> Any:
+        if end and stage.name == "temporal" and (rank, now) == at:
+            end(rank)
+        return step(stage, model, optimizer, now, run, book)
+
+    loop.training_step = ending
+    try:
+        train(settings, say=lambda line: None)
+    except loop.Stopped as stopped:
+        (settings.out / f"said-{rank}").write_text(f"{stopped.code} {stopped}")
+
+
+def die(rank: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate(rank: int) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def terminate_twice(rank: int) -> None:
+    terminate(rank)
+    terminate(rank)
+
+
+def weights(out: Path, stage: str) -> dict[str, torch.Tensor]:
+    return dict(load_lora(out / f"{stage}.safetensors").weights)
+
+
+@pytest.fixture(scope="module")
+def whole(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes without interruption; not to be written to."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    assert two_processes(training, changed(settings, out=out)) == [0, 0]
+    return out
+
+
+def test_two_processes_do_what_one_does_with_twice_the_batches(
+    settings: TrainSettings, whole: Path, tmp_path: Path
+) -> None:
+    one = train(changed(settings, out=tmp_path / "run", gradient_accumulation=2), say=lambda line: None)
+    for stage in ("spatial", "temporal"):
+        shared, alone = weights(whole, stage), weights(tmp_path / "run", stage)
+        assert shared.keys() == alone.keys()
+        for name, weight in shared.items():
+            # The halves of a mean are added in another order; AdamW divides small gradients by their own size.
+            torch.testing.assert_close(weight, alone[name], atol=0.005 * LR, rtol=1e-3)
+        logs = [[json.loads(line) for line in (out / f"log-{stage}.jsonl").open()] for out in (whole, tmp_path / "run")]
+        for here, there in zip(*logs, strict=True):
+            assert here["loss"] == pytest.approx(there["loss"], rel=1e-4), "the log tells of one process alone"
+        assert load_lora(whole / f"{stage}.safetensors").provenance["identity"]["processes"] == 2
+    assert {path.name for path in one.paths.values()} <= {path.name for path in whole.iterdir()}
+
+
+def test_a_signal_to_one_process_stops_both_and_they_go_on_bit_identical(
+    settings: TrainSettings, whole: Path, tmp_path: Path
+) -> None:
+    run = changed(settings, out=tmp_path / "run", checkpoint_every=100)
+    assert two_processes(training, run, terminate, (1, 1)) == [0, 0]
+    assert [(run.out / f"said-{rank}").read_text().startswith("143 Stopped after step 2") for rank in (0, 1)] == [
+        True
+    ] * 2
+    assert not (run.out / "temporal.safetensors").exists()
+    assert two_processes(training, changed(run, resume="latest")) == [0, 0]
+    assert_equal(run.out, whole)
+
+
+def assert_equal(out: Path, whole: Path) -> None:
+    for stage in ("spatial", "temporal"):
+        mine, theirs = weights(out, stage), weights(whole, stage)
+        assert mine.keys() == theirs.keys()
+        assert [name for name, weight in mine.items() if not torch.equal(weight, theirs[name])] == []
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_a_sentence_and_both_go_on(
+    settings: TrainSettings, whole: Path, tmp_path: Path, dying: int
+) -> None:
+    run = changed(settings, out=tmp_path / "run")
+    codes = two_processes(training, run, die, (dying, 2))
+    assert codes[dying] == -signal.SIGKILL
+    said = (run.out / f"said-{1 - dying}").read_text()
+    assert re.match(rf"1 Process {1 - dying} of 2 had to end: .*temporal-000002, go on with: accelerate launch", said)
+    assert checkpoints(run.out / "checkpoints", "temporal")[-1].name == "temporal-000002"
+    assert two_processes(training, changed(run, resume="latest")) == [0, 0]
+    assert_equal(run.out, whole)
+
+
+def test_a_second_signal_is_answered_at_once_by_the_sentence(settings: TrainSettings, tmp_path: Path) -> None:
+    """As launchers send it when they have lost a process."""
+    run = changed(settings, out=tmp_path / "run", stages=("temporal",), heads={"heads": "all"})
+    assert two_processes(training, run, terminate_twice, (1, 2)) == [0, 0]
+    assert (run.out / "said-1").read_text().startswith("143 Process 1 of 2 had to end: ")
+    assert (run.out / "said-0").read_text().startswith("1 Process 0 of 2 had to end: ")
+
+
+def test_frozen_weights_in_fp8_are_not_sent_between_processes(settings: TrainSettings, tmp_path: Path) -> None:
+    """gloo cannot send fp8, and on a GPU DDP would refuse weights that wait elsewhere."""
+    run = changed(settings, out=tmp_path / "run", memory="lowest", stages=("temporal",), heads={"heads": "all"})
+    assert two_processes(training, run) == [0, 0]
+    assert load_lora(run.out / "temporal.safetensors").provenance["identity"]["weights"] == "fp8"
+
+
+@pytest.mark.slow
+def test_launched_killed_and_launched_again_by_the_line_that_was_told(settings: TrainSettings, tmp_path: Path) -> None:
+    """torchrun, `kill -9` of a process, then what the other one printed, word for word, by `accelerate launch`."""
+    run = changed(settings, out=tmp_path / "run", temporal={**settings.temporal.model_dump(), "steps": 30})
+    (tmp_path / "run.yaml").write_text(as_yaml(run, "train"))
+    command = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command += ["-m", "motionlora.train", "--config", str(tmp_path / "run.yaml")]
+    launched = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while launched.poll() is None and not checkpoints(run.out / "checkpoints", "temporal"):
+        time.sleep(0.1)
+    psutil.Process(launched.pid).children()[1].kill()
+    said = launched.communicate(timeout=300)[1]
+    assert launched.returncode not in (0, None)
+    assert not (run.out / "temporal.safetensors").exists()
+    told = re.search(r"motionlora: Process . of 2 had to end: .*go on with: accelerate launch (.*)", said)
+    assert told, said
+    assert "bug of motionlora" not in said
+    again = ["accelerate.commands.launch", "--main_process_port", str(free_port()), *shlex.split(told[1])]
+    ended = subprocess.run([sys.executable, "-m", *again], capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    assert load_lora(run.out / "temporal.safetensors").provenance["identity"]["processes"] == 2
+    assert len((run.out / "log-temporal.jsonl").read_text().splitlines()) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra motionlora[deepspeed] is not installed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_ends_where_two_plain_processes_do(settings: TrainSettings, tmp_path: Path, stage: int) -> None:
+    run = changed(settings, out=tmp_path / "run", device="auto", heads={"heads": "all"}, stages=("temporal",))
+    (tmp_path / "run.yaml").write_text(as_yaml(run, "train"))
+    assert two_processes(training, changed(run, out=tmp_path / "plain", device="cpu")) == [0, 0]
+    command = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(stage), "--gradient_clipping", "1"]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port()), "-m", "motionlora.train"]
+    subprocess.run(
+        [sys.executable, "-m", *command, "--config", str(tmp_path / "run.yaml")], check=True, env=ENVIRONMENT
+    )
+    for name, weight in weights(tmp_path / "plain", "temporal").items():
+        torch.testing.assert_close(weights(run.out, "temporal")[name], weight, atol=0.005 * LR, rtol=1e-3)
+
+
+def sharded(rank: int, folder: Path, out: Path) -> None:
+    """Three steps of AdamW on a twin whose blocks are sharded by FSDP2; the gathered LoRA goes to `out`."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody changes in place
+    torch.distributed.init_process_group("gloo")
+    model, layers = stepped_model(folder)
+    transformer: Any = model.transformer
+    for block in transformer.blocks:
+        fully_shard(block)
+    fully_shard(transformer)
+    steps(model, layers)
+    assert all(isinstance(weight, DTensor) for weight in layers.parameters())
+    whole = {name: weight.detach().full_tensor() for name, weight in layers._named()}  # pyright: ignore
+    if rank == 0:
+        torch.save(whole, out)
+
+
+def stepped_model(folder: Path) -> Any:
+    model = WanBackbone.load(folder)
+    chosen = np.arange(12).reshape(3, 4) % 2 == 0
+    return model, attach(model.transformer, "temporal", chosen, rank=2, seed=0)
+
+
+def steps(model: WanBackbone, layers: Any) -> None:
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-2, weight_decay=0.5)
+    latent = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    prompt = model.embed(["a red square"])
+    for _ in range(3):
+        model.velocity(latent, torch.tensor([0.5]), prompt).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_sharded_by_fsdp2_the_masks_hold_and_the_gathered_lora_is_the_whole_one(
+    twin_folder: Path, tmp_path: Path
+) -> None:
+    assert two_processes(sharded, twin_folder, tmp_path / "lora.pt") == [0, 0]
+    gathered = torch.load(tmp_path / "lora.pt", weights_only=True)
+    model, layers = stepped_model(twin_folder)
+    steps(model, layers)
+    for name, weight in layers.state().items():
+        torch.testing.assert_close(gathered[name], weight, atol=1e-6, rtol=1e-4)
+        assert (gathered[name][~layers._free(name)] == 0).all(), name
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [("ACCELERATE_USE_FSDP", "--memory lowest"), ("ACCELERATE_USE_DEEPSPEED", r"motionlora\[deepspeed\]")],
+)
+def test_a_launcher_that_cannot_work_is_refused(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=words):
+        train(changed(settings, out=tmp_path / "run"), say=print)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "changes", "words"),
+    [
+        ({}, {}, None),
+        ({"gradient_clipping": 0.5}, {}, "sets 0.5 where max_grad_norm is 1"),
+        ({"gradient_clipping": "auto"}, {"max_grad_norm": 2.0}, "sets 1 where max_grad_norm is 2"),
+        ({}, {"gradient_accumulation": 2}, "sets 1 where gradient_accumulation is 2"),
+        ({"zero_stage": 3}, {}, "a second stage needs a start of its own"),
+        ({"zero_stage": 3}, {"stages": ("temporal",)}, None),
+        ({"zero_stage": 3}, {"stages": ("temporal",), "validation": {"every": 1}}, "--validation.every 0"),
+    ],
+)
+def test_numbers_of_the_launcher_that_differ_and_what_zero_3_cannot_do_are_refused(
+    settings: TrainSettings, plugin: dict[str, Any], changes: dict[str, Any], words: str | None
+) -> None:
+    whole = SimpleNamespace(**{"zero_stage": 2, "gradient_clipping": 1.0, **plugin})
+    accelerator: Any = SimpleNamespace(gradient_accumulation_steps=1, state=SimpleNamespace(deepspeed_plugin=whole))
+    if words is None:
+        launch.refuse_other_numbers(accelerator, changed(settings, **changes))
+        return
+    with pytest.raises(InputError, match=words):
+        launch.refuse_other_numbers(accelerator, changed(settings, **changes))

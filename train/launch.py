@@ -1,0 +1,159 @@
+"""How a run is launched: in one process or several, by DDP or DeepSpeed; what cannot work is refused, not tried.
+
+Several processes are started by `accelerate launch --multi_gpu --num_processes N` or `torchrun`, on a CPU too, where
+they talk over gloo (`accelerate launch --cpu --num_processes 2` starts one process without a word). Under DDP and
+ZeRO-2 every process has the whole base. DDP is tested on a CPU; DeepSpeed has run neither in our tests nor on GPUs.
+"""
+
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from motionlora.data.errors import InputError
+from motionlora.train.checkpoint import checkpoints
+from motionlora.train.loop import Stopped
+from motionlora.train.private import needed_again
+from motionlora.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for each other: validation and head scores are the main process's work (else 10 minutes)."""
+BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+"""What a process says whose partner is gone."""
+
+
+def new_accelerator(settings: TrainSettings) -> "Accelerator":
+    """accelerate as the settings want it; on a CPU with several processes it talks over gloo.
+
+    Raises:
+        InputError: the launcher asks for what is not installed, not supported, or not what the settings say.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    _refuse_launcher()
+    cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
+    deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
+    accelerator = Accelerator(
+        # accelerate takes `cpu` for an order to leave DeepSpeed out.
+        cpu=cpu and not deepspeed,
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_dir=settings.out / "tracker",
+        # DeepSpeed on a CPU is not told by accelerate what to talk over.
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu and deepspeed else None, timeout=PATIENCE)],
+    )
+    if settings.device == "cpu" and accelerator.device.type != "cpu":
+        raise InputError("DeepSpeed takes the GPU where there is one, and device is cpu: set it to auto.")
+    refuse_other_numbers(accelerator, settings)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        # Without a DataLoader accelerate cannot find the batch size by itself.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = settings.temporal.batch
+    return accelerator
+
+
+def resume_command(settings: TrainSettings, accelerator: "Accelerator") -> str:
+    """The command line that continues a run, with as many processes."""
+    launcher, plugin = "motionlora train", accelerator.state.deepspeed_plugin
+    if accelerator.num_processes > 1 or plugin is not None:
+        how = "--multi_gpu"
+        if plugin is not None:
+            how = f"--use_deepspeed --zero_stage {plugin.zero_stage} --gradient_clipping {settings.max_grad_norm:g}"
+            how += f" --gradient_accumulation_steps {settings.gradient_accumulation}"
+        launcher = f"accelerate launch {how} --num_processes {accelerator.num_processes} -m motionlora.train"
+    words = ["--config", str(settings.out / "settings.yaml"), *needed_again(settings), "--resume", "latest"]
+    return f"{launcher} {shlex.join(words)}"
+
+
+@contextmanager
+def together(settings: TrainSettings, accelerator: "Accelerator") -> Iterator[None]:
+    """Inside, a process whose partner dies says so and how to go on, in place of a traceback or of nothing.
+
+    Launchers send SIGTERM to what is left, in the loop for the second time: that, too, is answered by the sentence.
+
+    Raises:
+        Stopped: another process is gone (exit code 1), or this one shall go (143); checkpoints are as they were.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+
+    def told(number: int, _frame: object) -> None:
+        raise Stopped(_farewell(settings, accelerator), 128 + number)
+
+    after = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, Stopped) and not any(word in str(error).lower() for word in BROKEN):
+            raise
+        after = signal.SIG_IGN  # the launcher would end it before it has said why
+        if isinstance(error, Stopped):
+            raise
+        raise Stopped(_farewell(settings, accelerator), 1) from error
+    finally:
+        signal.signal(signal.SIGTERM, after)
+
+
+def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
+    found = checkpoints(settings.out / "checkpoints")
+    last = f"the last checkpoint is {found[-1]}, go on with" if found else "there is no checkpoint yet, begin with"
+    return (
+        f"Process {accelerator.process_index} of {accelerator.num_processes} had to end: it was told to, or lost "
+        "another one, which was killed (out of memory?) or said why itself; "
+        f"{last}: {resume_command(settings, accelerator)}"
+    )
+
+
+def _refuse_launcher() -> None:
+    """InputError for what `accelerate launch` asks for by its variables and this run cannot do."""
+    if _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_MEGATRON_LM"):
+        raise InputError(
+            "FSDP and Megatron split the LoRA in a way that is not saved here: launch with "
+            "configs/accelerate_multi_gpu.yaml, and take --memory lowest where the base does not fit."
+        )
+    if _flag("ACCELERATE_USE_DEEPSPEED") and find_spec("deepspeed") is None:
+        raise InputError(
+            "The launcher asks for DeepSpeed, which is not installed: pip install 'motionlora[deepspeed]', or launch "
+            "with configs/accelerate_multi_gpu.yaml."
+        )
+
+
+def refuse_other_numbers(accelerator: "Accelerator", settings: TrainSettings) -> None:
+    """InputError where the launcher's file overrules the settings, or ZeRO-3 cannot do what they ask for."""
+    plugin: Any = accelerator.state.deepspeed_plugin
+    pairs: list[tuple[str, float, float]] = [
+        ("gradient_accumulation", accelerator.gradient_accumulation_steps, settings.gradient_accumulation)
+    ]
+    if plugin is not None:
+        clipping = 1.0 if plugin.gradient_clipping in ("auto", None) else float(plugin.gradient_clipping)
+        pairs.append(("max_grad_norm", clipping, settings.max_grad_norm))
+    for name, launched, wanted in pairs:
+        if launched != wanted:
+            raise InputError(
+                f"The launcher sets {launched:g} where {name} is {wanted:g}: make the two equal, in accelerate's file "
+                f"or by --{name.replace('_', '-')}."
+            )
+    if plugin is None or plugin.zero_stage < 3:
+        return
+    split = settings.heads.heads == "split" and settings.spatial.steps > 0
+    if settings.validation.every or (split and {"spatial", "temporal"} <= set(settings.stages)):
+        raise InputError(
+            "ZeRO-3 leaves every process a part of the base, so that no validation can be made on the way and a second "
+            "stage needs a start of its own: set --validation.every 0, and train --stages heads spatial first, then "
+            "--stages temporal in the same --out."
+        )
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true")
