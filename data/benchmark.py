@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from motionlora.data.sprites import FRAMES, SIZE, Change, Scene, Sprite, random_path, recaptioned, render
+from motionlora.data.sprites import FRAMES, SIZE, Change, Scene, Sprite, recaptioned, render
 
 Kind = Literal["open", "closed", "camera", "pair", "occluded", "turning"]
 Form = Literal["short", "sweep", "objects", "standard", "full"]
@@ -139,40 +139,6 @@ def played_backwards(scene: Scene) -> Scene:
     """The scene from its last frame to its first."""
     turned = (replace(s, path=s.path[::-1], angle=s.angle[::-1], scale=s.scale[::-1]) for s in scene.sprites)
     return replace(scene, sprites=tuple(turned), pan=scene.pan[::-1])
-
-
-def seen_in_a_mirror(scene: Scene) -> Scene:
-    """The scene with the motion of its mirror image, left and right exchanged; a texture keeps its own picture."""
-    flip = np.array([1, -1])
-    turned = (replace(s, path=s.path * flip + [0, SIZE - 1], angle=-s.angle) for s in scene.sprites)
-    bar = (SIZE - 1 - scene.bar[0], scene.bar[1]) if scene.bar else None
-    return replace(scene, sprites=tuple(turned), pan=scene.pan * flip, bar=bar)
-
-
-def standing(scene: Scene) -> Scene:
-    """The scene's first frame, for as long."""
-    frames = len(scene.pan)
-
-    def held(values: np.ndarray) -> np.ndarray:
-        return np.repeat(values[:1], frames, 0)
-
-    stopped = (replace(s, path=held(s.path), angle=held(s.angle), scale=held(s.scale)) for s in scene.sprites)
-    return replace(scene, sprites=tuple(stopped), pan=held(scene.pan))
-
-
-def moved_otherwise(scene: Scene, generator: np.random.Generator) -> Scene:
-    """The scene with a random smooth motion in place of its own, of the camera where only the camera moves."""
-    still = standing(scene)
-    paths = [random_path(generator, len(scene.pan), reach=REACH, family="smooth") for _ in range(2)]
-    if np.ptp(scene.pan, axis=0).any():
-        return replace(still, pan=paths[0] - paths[0][0])
-    # two sprites keep to the left and the right half, as the references' do
-    span, sides = (np.ones(2), [0]) if len(still.sprites) == 1 else (np.array([0.9, 0.36]), [-16, 16])
-    moved = (
-        replace(sprite, path=path * span + CENTRE + np.array([0, side]))
-        for sprite, path, side in zip(still.sprites, paths, sides, strict=False)
-    )
-    return replace(still, sprites=tuple(moved))
 
 
 def protocol_hash() -> str:

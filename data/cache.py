@@ -69,6 +69,12 @@ def replacing(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8, its line ends as they are, whole or not at all; StorageError as `replacing`."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
+
+
 def _stored(path: Path, say: Callable[[str], None]) -> dict[str, "Tensor"] | None:
     """The tensors of a cache file, or None where it is absent or was damaged (and then removed)."""
     from safetensors import SafetensorError

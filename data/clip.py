@@ -1,7 +1,6 @@
 """Clips: read from any video, animation or folder of pictures, written so that browsers play them."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from motionlora.data.errors import InputError
 from motionlora.data.frames import Fit
 from motionlora.data.pictures import write_animation
 from motionlora.data.reading_process import asked
+from motionlora.data.say import Say, silent
 from motionlora.data.video import write_video
 
 SUFFIXES = (".mp4", ".gif", ".webp")
@@ -55,14 +55,14 @@ class Clip:
 def read_clip(
     path: str | Path,
     *,
-    frames: int | None,
-    fps: float | None,
-    height: int | None,
-    width: int | None,
+    frames: int | None = None,
+    fps: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
     multiple: int = 16,
     fit: Fit = "crop",
     caption: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Clip:
     """The clip in a video file, an animated GIF or WebP, or a folder of numbered pictures, as a model takes it.
 
@@ -124,4 +124,4 @@ def describe(path: str | Path, fps: float | None = None) -> dict[str, Any]:
     Raises:
         InputError: as `read_clip`.
     """
-    return asked("describe", Path(path), lambda line: None, fps=fps)[0]
+    return asked("describe", Path(path), silent, fps=fps)[0]

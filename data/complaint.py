@@ -32,7 +32,7 @@ def sentence(
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
         hint = f" ({meant(str(error['input']), choices)})" if choices else ""
-    return f"{start} {_short(error['input'])}: {reason}{hint}."
+    return f"{start} {error['input']!r:.80}: {reason}{hint}."
 
 
 def _known_part(cls: type[BaseModel], loc: Sequence[Any]) -> list[str]:
@@ -64,11 +64,6 @@ def _place(values: Mapping[str, Any], path: Sequence[str]) -> str:
             return place
         place, values = values.places.get(part, place), values[part]
     return place
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def flags_of(cls: type[BaseModel], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from motionlora.data.errors import InputError
 from motionlora.data.limits import limits
+from motionlora.data.say import Say
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Fit = Literal["crop", "letterbox"]
@@ -61,8 +62,22 @@ class Footage:
         return len(self.stamps)
 
     def rate(self) -> tuple[float, bool]:
-        """Frames a second from the time stamps, and whether they are evenly spaced."""
-        return _rate(self.stamps, self.seconds, self.clock)
+        """The rate that explains the stamps, and whether one rate does.
+
+        Even means that a rate explains every stamp to a tick of the file's clock; whole and half rates and 1000/1001 of
+        whole ones come first. An uneven clip that drifts by less than half a frame has its mean rate, any other that of
+        its median gap, which a phone's dropped frames do not move.
+        """
+        if self.frames < 2:
+            return (round(1 / self.seconds, 3) or 1 / self.seconds if self.seconds > 0 else 16.0), True
+        order = np.arange(self.frames)
+        mean = (self.frames - 1) / float(self.stamps[-1] - self.stamps[0])
+        for rate in (round(mean), round(mean * 1.001) / 1.001, round(mean * 2) / 2, mean):
+            if rate > 0 and np.abs(self.stamps - order / rate).max() <= max(self.clock, GRAIN) * 1.001:
+                return float(rate), True
+        if np.abs(self.stamps * mean - order).max() < 0.5:
+            return mean, False
+        return float(1 / np.median(np.diff(self.stamps))), False
 
     def moments(self, fps: float) -> int:
         """How many of the moments 0, 1/fps, 2/fps ... lie before the end."""
@@ -74,13 +89,12 @@ class Footage:
     def shown_at(self, times: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Index of the last frame that is shown at or before each time; an even clip's stamps are freed of rounding."""
         rate, even = self.rate()
-        if even:
-            return shown_at(np.arange(self.frames) / rate, times)
-        return shown_at(self.stamps, times, min(self.clock, 1e-3))
+        stamps, late = (np.arange(self.frames) / rate, GRAIN) if even else (self.stamps, min(self.clock, 1e-3))
+        return np.maximum(np.searchsorted(stamps, times + max(late, GRAIN), side="right") - 1, 0)
 
 
 def taken(
-    footage: Footage, frames: int | None, fps: float | None, say: Callable[[str], None]
+    footage: Footage, frames: int | None, fps: float | None, say: Say
 ) -> tuple[Int[np.ndarray, " frames"], float]:
     """Index of the frame shown at each wanted moment (the last one at or before it), and the rate.
 
@@ -89,29 +103,26 @@ def taken(
     Raises:
         InputError: frames are not 4k+1, the rate is no positive number, or the footage is shorter than asked.
     """
-    own, even = footage.rate()
-    fps = own if fps is None else fps
-    if not 0 < fps <= 1000:
-        raise InputError(f"{fps:g} frames a second asked, which must be above 0 and at most 1000: give another fps.")
+    fps = checked_rate(footage.rate()[0] if fps is None else fps)
     most = footage.moments(fps)
     count = most - (most - 1) % 4 if frames is None else checked_frames(frames)
     if count > most:
         raise InputError(
             f"{footage.name} is shorter than asked: {count} frames at {fps:.4g} fps last {count / fps:.2f} s "
             f"and it lasts {footage.seconds:.2f} s; ask for {most - (most - 1) % 4} frames, or for at least "
-            f"{_up(count / footage.seconds):g} fps."
+            f"{math.ceil(10 * count / footage.seconds - GRAIN) / 10:g} fps."
         )
     limits().refuse_over("frames", count, f"{{}} frames would be taken of {footage.name}", "ask for fewer")
     chosen = footage.shown_at(np.arange(count) / fps)
-    _say_time(footage, chosen, fps, own, even, say)
+    _say_time(footage, chosen, fps, say)
     return chosen, fps
 
 
-def shown_at(
-    stamps: Float[np.ndarray, " frames"], times: Float[np.ndarray, " n"], late: float = 0.0
-) -> Int[np.ndarray, " n"]:
-    """Index of the last frame whose stamp is at or before each time, or `late` seconds after it."""
-    return np.maximum(np.searchsorted(stamps, times + max(late, GRAIN), side="right") - 1, 0)
+def checked_rate(fps: float) -> float:
+    """`fps` itself where a clip can have that rate; else InputError."""
+    if not 0 < fps <= 1000:
+        raise InputError(f"{fps:g} frames a second asked, which must be above 0 and at most 1000: give another fps.")
+    return fps
 
 
 def checked_frames(frames: int) -> int:
@@ -157,9 +168,7 @@ class Window:
         return canvas
 
 
-def fitted(
-    footage: Footage, height: int | None, width: int | None, multiple: int, fit: Fit, say: Callable[[str], None]
-) -> Window:
+def fitted(footage: Footage, height: int | None, width: int | None, multiple: int, fit: Fit, say: Say) -> Window:
     """The window that takes the footage to `height` x `width`, both multiples of `multiple`; says what is cut.
 
     A side that is None becomes the largest multiple that fits; both None keep the scale. `crop` fills the canvas from
@@ -175,22 +184,18 @@ def fitted(
     ratios = (height / high, width / wide)
     if fit == "letterbox":
         scale = min(ratios)
-        inner = min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale)))
-        window = Window((0, 0, footage.width, footage.height), *inner, height, width)
+        picture = min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale)))
+        kept = high, wide
     else:
         scale = 1.0 if same else max(ratios)
+        picture = height, width
         kept = min(high, height / scale), min(wide, width / scale)
-        top, left = (high - kept[0]) / 2, (wide - kept[1]) / 2
-        # Without scaling the crop starts on a whole pixel, so that no pixel is changed.
-        top, left = (math.floor(top), math.floor(left)) if scale == 1 else (top, left)
-        down, right = footage.height / high, footage.width / wide
-        box = (
-            left * right,
-            top * down,
-            min((left + kept[1]) * right, footage.width),
-            min((top + kept[0]) * down, footage.height),
-        )
-        window = Window(box, height, width, height, width)
+    top, left = (high - kept[0]) / 2, (wide - kept[1]) / 2
+    # Without scaling the crop starts on a whole pixel, so that no pixel is changed.
+    top, left = (math.floor(top), math.floor(left)) if scale == 1 else (top, left)
+    down, across = footage.height / high, footage.width / wide
+    right, bottom = min((left + kept[1]) * across, footage.width), min((top + kept[0]) * down, footage.height)
+    window = Window((left * across, top * down, right, bottom), *picture, height, width)
     _say_size(footage, window, high, wide, scale, say)
     return window
 
@@ -215,34 +220,8 @@ def _canvas(
     return *chosen, height is None and width is None
 
 
-def _rate(stamps: Float[np.ndarray, " frames"], seconds: float, clock: float) -> tuple[float, bool]:
-    """The rate that explains the stamps, and whether one rate does.
-
-    Even means that a rate explains every stamp to a tick of the file's clock; whole and half rates and 1000/1001 of
-    whole ones come first. An uneven clip that drifts by less than half a frame has its mean rate, any other that of its
-    median gap, which a phone's dropped frames do not move.
-    """
-    count = len(stamps)
-    if count < 2:
-        return (round(1 / seconds, 3) or 1 / seconds if seconds > 0 else 16.0), True
-    order = np.arange(count)
-    mean = (count - 1) / float(stamps[-1] - stamps[0])
-    for rate in (round(mean), round(mean * 1.001) / 1.001, round(mean * 2) / 2, mean):
-        if rate > 0 and np.abs(stamps - order / rate).max() <= max(clock, GRAIN) * 1.001:
-            return float(rate), True
-    if np.abs(stamps * mean - order).max() < 0.5:
-        return mean, False
-    return float(1 / np.median(np.diff(stamps))), False
-
-
-def _up(rate: float) -> float:
-    """The rate rounded up to a tenth."""
-    return math.ceil(rate * 10 - GRAIN) / 10
-
-
-def _say_time(
-    footage: Footage, chosen: Int[np.ndarray, " frames"], fps: float, own: float, even: bool, say: Callable[[str], None]
-) -> None:
+def _say_time(footage: Footage, chosen: Int[np.ndarray, " frames"], fps: float, say: Say) -> None:
+    own, even = footage.rate()
     rate = f"{own:.4g} fps" if even else f"a variable rate around {own:.4g} fps"
     used = min(len(chosen) / fps, footage.seconds)
     say(
@@ -254,17 +233,10 @@ def _say_time(
         say(f"{footage.name}: {repeats} of the frames are repeats, so the motion stutters; a lower fps helps.")
 
 
-def _say_size(
-    footage: Footage, window: Window, high: float, wide: float, scale: float, say: Callable[[str], None]
-) -> None:
+def _say_size(footage: Footage, window: Window, high: float, wide: float, scale: float, say: Say) -> None:
     left, top, right, bottom = window.box
     across, down = wide / footage.width, high / footage.height
-    cuts = {
-        "left": left * across,
-        "right": wide - right * across,
-        "top": top * down,
-        "bottom": high - bottom * down,
-    }
+    cuts = {"left": left * across, "right": wide - right * across, "top": top * down, "bottom": high - bottom * down}
     bars = {"rows": window.height - window.picture_height, "columns": window.width - window.picture_width}
     parts = [f"cuts {value:.0f} pixels {side}" for side, value in cuts.items() if value >= 0.5]
     parts += [f"adds {value} black {side}" for side, value in bars.items() if value]

@@ -30,7 +30,7 @@ class Limits(BaseModel):
     """Of a clip, and taken of it (an hour at 25 fps has 90,000)."""
     memory_mb: int = Field(default=4096, ge=1)
     """Megabytes of a clip as it is taken, frames x height x width x 3 bytes; decoders get 4096 more."""
-    seconds: float = Field(default=600, gt=0, le=1e6)
+    seconds: float = Field(default=600.0, gt=0, le=1e6)
     """That the reading of one clip may take, so that a decoder that hangs does not hang the run."""
     header_mb: int = Field(default=16, ge=1, le=LIBRARY_HEADER // MB)
     """Megabytes of the header of a safetensors file."""

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from motionlora.data.errors import InputError
-from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable, check_picture
+from motionlora.data.frames import GRAIN, Footage, Frame, Unreadable, check_picture, checked_rate
 from motionlora.data.limits import MB, limits
+from motionlora.data.say import Say
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 FOLDER_FPS = 16.0
@@ -21,7 +22,7 @@ DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises on broken pictures; SyntaxError is its word for a broken PNG."""
 
 
-def open_folder(folder: Path, fps: float | None, say: Callable[[str], None]) -> Footage:
+def open_folder(folder: Path, fps: float | None, say: Say) -> Footage:
     """The pictures of a folder in natural order (2 before 10), shown at `fps`, or 16 a second where that is None.
 
     Raises:
@@ -30,8 +31,7 @@ def open_folder(folder: Path, fps: float | None, say: Callable[[str], None]) -> 
     paths = sorted((path for path in folder.iterdir() if _is_picture(path)), key=_natural)
     if not paths:
         raise InputError(f"{folder} holds no pictures ({', '.join(IMAGES)}): name a folder that does, or a video.")
-    if fps is not None and not 0 < fps <= 1000:
-        raise InputError(f"{fps:g} frames a second asked, which must be above 0 and at most 1000: give another fps.")
+    rate = FOLDER_FPS if fps is None else checked_rate(fps)
     if fps is None:
         say(f"{folder}: pictures have no rate, taken as {FOLDER_FPS:g} fps; if they were shot at another, give it, or "
             "the clip's speed changes.")  # fmt: skip
@@ -44,10 +44,8 @@ def open_folder(folder: Path, fps: float | None, say: Callable[[str], None]) -> 
                 f"{path} is {size[0]} x {size[1]} pixels and {paths[0].name} is {sizes[0][0]} x {sizes[0][1]}: "
                 "make all pictures of a clip one size."
             )
-    rate = FOLDER_FPS if fps is None else fps
-    return _footage(
-        folder, "pictures", np.arange(len(paths)) / rate, len(paths) / rate, sizes[0], partial(_load, paths)
-    )
+    stamps = np.arange(len(paths)) / rate
+    return _footage(folder, "pictures", stamps, len(paths) / rate, sizes[0], partial(_load, paths))
 
 
 def open_animation(path: Path) -> Footage:
@@ -136,7 +134,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _say_gaps(folder: Path, paths: Sequence[Path], say: Callable[[str], None]) -> None:
+def _say_gaps(folder: Path, paths: Sequence[Path], say: Say) -> None:
     """Says where the numbers of the pictures jump: a missing picture is a jump of the motion."""
     numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", path.stem))]
     steps = np.diff(numbers)
@@ -157,9 +155,9 @@ def _size(path: Path) -> tuple[int, int]:
             return (image.height, image.width) if turned else image.size
     except UnidentifiedImageError as fault:
         raise InputError(f"{path} is not a picture that can be read: export it again.") from fault
+    except InputError:
+        raise
     except DAMAGE as fault:
-        if isinstance(fault, InputError):
-            raise
         raise InputError(f"{path} cannot be read ({fault}): check its permissions or export it again.") from fault
 
 

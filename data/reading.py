@@ -23,6 +23,7 @@ from motionlora.data.errors import InputError
 from motionlora.data.frames import Fit, Footage, Frame, Unreadable, fitted, taken
 from motionlora.data.limits import MB, Limits, limits
 from motionlora.data.pictures import open_animation, open_folder
+from motionlora.data.say import Say, silent
 from motionlora.data.video import open_video
 
 Pixels = UInt8[np.ndarray, "frame height width 3"]
@@ -32,7 +33,7 @@ WORKSPACE_MB = 4096
 
 def read(
     path: Path,
-    say: Callable[[str], None],
+    say: Say,
     *,
     frames: int | None,
     fps: float | None,
@@ -54,10 +55,10 @@ def read(
     return {"fps": rate, "caption": caption}, _gathered(footage, chosen, window, shape)[1]
 
 
-def describe(path: Path, say: Callable[[str], None], *, fps: float | None) -> tuple[dict[str, Any], None]:
+def describe(path: Path, say: Say, *, fps: float | None) -> tuple[dict[str, Any], None]:
     """What `motionlora.data.clip.describe` gives; no pixels."""
     del say
-    footage = _opened(path, fps, lambda line: None)
+    footage = _opened(path, fps, silent)
     footage.check(footage.seconds)
     reader, _ = _gathered(footage, np.array([0]), lambda frame: frame, (1, footage.height, footage.width, 3))
     rate, even = footage.rate()
@@ -133,7 +134,7 @@ def _bound_memory(clip_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
 
 
-def _opened(path: Path, fps: float | None, say: Callable[[str], None]) -> Footage:
+def _opened(path: Path, fps: float | None, say: Say) -> Footage:
     try:
         if path.is_dir():
             return open_folder(path, fps, say)

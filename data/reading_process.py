@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 
 from motionlora.data.errors import InputError
 from motionlora.data.limits import limits
+from motionlora.data.say import Say
 
 READER = [sys.executable, "-P", "-m", "motionlora.data.reading"]
 """The process; -P leaves out the working folder, whose files may have the names of libraries."""
@@ -31,7 +32,7 @@ _RUNNING: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 def asked(
-    call: str, path: Path, say: Callable[[str], None], **values: Any
+    call: str, path: Path, say: Say, **values: Any
 ) -> tuple[dict[str, Any], UInt8[np.ndarray, "frame height width 3"] | None]:
     """What a function of `motionlora.data.reading` returns for a clip; what it says is said.
 

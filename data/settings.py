@@ -4,25 +4,23 @@ A subcommand takes the shared keys of the file that its class knows, then its ow
 line. Every mistake is one sentence. Nothing heavy is imported here: `--help` has to answer at once.
 """
 
-import contextlib
 import functools
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from motionlora.data.complaint import flags_of, sentence
 from motionlora.data.errors import InputError as InputError
 from motionlora.data.errors import NumbersError as NumbersError
 from motionlora.data.errors import StorageError as StorageError
 from motionlora.data.errors import meant
-from motionlora.data.yaml_file import Located, config_path, merged, read_yaml, section_of
+from motionlora.data.yaml_file import Located, config_path, merged, overlaid, read_yaml, section_of
 
 
 class Settings(BaseModel):
@@ -54,10 +52,15 @@ def parse(
     Raises:
         InputError: unknown key, wrong type, impossible value or no such file; names the nearest valid name.
     """
-    source, prints, args = _own_flags(argv, config, reads_file=config is not None)
+    source, rest = take_flag(argv, "config") if config is not None else (None, list(argv))
+    source = source or config
+    prints = any(_field_name(word) == "print_config" for word in rest)
+    args = [word for word in rest if _field_name(word) != "print_config"]
     values = Located() if source is None else section_of(read_yaml(config_path(source)), cls, section, sections or {})
-    start = _defaults(cls, values, prog)
-    settings = _overridden(cls, start, values, args, prog, _help_text(description, source))
+    start = _from_file(cls, values, prog)
+    if {"-h", "--help"} & set(args):
+        _show_help(cls, start, prog, description, source)
+    settings = _overridden(cls, start, values, args, prog)
     _refuse_impossible(settings)
     if prints:
         print(as_yaml(settings, section), end="")
@@ -95,28 +98,27 @@ def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return found, rest
 
 
-# --- the class ---
-
-
-def _defaults(cls: type[AnySettings], values: Located, prog: str) -> AnySettings:
-    """The class filled from the file; settings that have no value yet are left to the command line (tyro.MISSING)."""
-    import tyro
-
-    complete = _on_defaults(cls, values)
+def _from_file(cls: type[AnySettings], values: Located, prog: str) -> AnySettings | None:
+    """The class filled from the file; None where the command line has to give what is missing."""
     try:
-        return cls.model_validate(complete)
+        return cls.model_validate(_on_defaults(cls, values))
     except ValidationError as error:
         bad = [part for part in error.errors() if not (part["type"] == "missing" and len(part["loc"]) == 1)]
         if bad:
             raise InputError(sentence(bad[0], cls, values, {}, prog)) from None
-    filled: dict[str, Any] = {}
-    for name, field in cls.model_fields.items():
-        if name in complete:
-            kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            filled[name] = TypeAdapter(kind).validate_python(complete[name])
-        elif field.is_required():
-            filled[name] = tyro.MISSING
-    return cls.model_construct(**filled)
+    return None
+
+
+def _overridden(
+    cls: type[AnySettings], start: AnySettings | None, values: Located, args: Sequence[str], prog: str
+) -> AnySettings:
+    """What the file gives, with the options of the command line on top."""
+    chosen = _chosen(args, flags_of(cls))
+    tree = overlaid(values if start is None else _as_tree(start), chosen)
+    try:
+        return cls.model_validate(_on_defaults(cls, tree))
+    except ValidationError as error:
+        raise InputError(sentence(error.errors()[0], cls, values, chosen, prog)) from None
 
 
 def _on_defaults(cls: type[BaseModel], values: Mapping[str, Any]) -> Located:
@@ -125,8 +127,13 @@ def _on_defaults(cls: type[BaseModel], values: Mapping[str, Any]) -> Located:
     for name, field in cls.model_fields.items():
         default = field.get_default(call_default_factory=True) if not field.is_required() else None
         if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
-            complete[name] = merged(default.model_dump(), values[name])
+            complete[name] = merged(_as_tree(default), values[name])
     return complete
+
+
+def _as_tree(settings: BaseModel) -> dict[str, Any]:
+    """All values, those as well that records leave out."""
+    return {name: _as_tree(value) if isinstance(value, BaseModel) else value for name, value in settings}
 
 
 def _refuse_impossible(settings: BaseModel) -> None:
@@ -146,101 +153,59 @@ def _refuse_impossible(settings: BaseModel) -> None:
                 raise InputError(f"{_option(name)} is {str(part)!a:.80}: it should hold no NUL and UTF-8 text only.")
 
 
-# --- the command line ---
-
-
-def _own_flags(argv: Sequence[str], config: str | None, *, reads_file: bool) -> tuple[str | None, bool, list[str]]:
-    """What `--config` and `--print-config` say, and the arguments without them."""
-    source, rest = take_flag(argv, "config") if reads_file else (None, list(argv))
-    prints = any(_field_name(word) == "print_config" for word in rest)
-    return source or config, prints, [word for word in rest if _field_name(word) != "print_config"]
-
-
-def _help_text(description: str, source: str | None) -> str:
-    if source is None:
-        return description
-    return (
-        f"{description}\n\n--config NAME|FILE: settings to start from, now `{source}`; the defaults below come from it."
-        "\n--print-config: print the resolved settings as YAML and stop."
-    )
-
-
-def _overridden(
-    cls: type[AnySettings], start: AnySettings, values: Located, args: list[str], prog: str, description: str
-) -> AnySettings:
-    """tyro's result, or the reason of its refusal in one sentence instead of its boxes."""
+def _show_help(
+    cls: type[AnySettings], start: AnySettings | None, prog: str, about: str, source: str | None
+) -> NoReturn:
+    """Prints tyro's page and ends the run."""
     import tyro
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                cls,
-                prog=prog,
-                description=description,
-                args=args,
-                default=start,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as stopped:
-        if stopped.code in (0, None):
-            raise
-    raise InputError(_reason(cls, start, values, args, prog, said.getvalue()))
+    if source is not None:
+        about += (
+            f"\n\n--config NAME|FILE: settings to start from, now `{source}`; the defaults below come from it."
+            "\n--print-config: print the resolved settings as YAML and stop."
+        )
+    defaults: dict[str, Any] = {} if start is None else {"default": start}
+    tyro.cli(cls, prog=prog, description=about, args=["--help"], config=(tyro.conf.AvoidSubcommands,), **defaults)
+    raise SystemExit(0)
 
 
-def _reason(cls: type[BaseModel], start: BaseModel, values: Located, args: Sequence[str], prog: str, said: str) -> str:
-    """Why tyro refused `args`: found by reading them again ourselves, else its own words in one line."""
-    flags, given = flags_of(cls), _given(args)
-    if stray := given.pop("", []):
-        return f"unexpected word {stray[0]!r:.80}: options begin with --, and words with spaces need quotes."
-    for name, words in given.items():
-        if misspelt := _misspelt(name, words, flags):
-            return misspelt
-    known = {name: start.__dict__[name] for name in cls.model_fields if _has_value(start, name)}
-    known = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in known.items()}
-    for name, words in given.items():
-        if name in flags:
-            _put(known, name.split("."), _read(words, flags[name]))
-    try:
-        cls.model_validate(known)
-    except ValidationError as error:
-        return sentence(error.errors()[0], cls, values, given, prog)
-    words = " ".join(re.sub(r"[\u2500-\u257f]", " ", said).split())[:800]
-    return f"{words or 'these arguments cannot be read'} (see `{prog} --help`)."
+def _chosen(args: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in `args` by their dotted names, with values as pydantic may take them.
 
-
-def _misspelt(name: str, words: Sequence[str], flags: Mapping[str, Any]) -> str:
-    """What is wrong with an option itself: unknown, or a switch that was given a value; "" if nothing."""
-    head, dot, tail = name.rpartition(".")
-    switched_on = f"{head}{dot}{tail.removeprefix('no_')}"
-    switch = next((flag for flag in (name, switched_on) if flags.get(flag) is bool), None)
-    if name not in flags and switch is None:
-        return f"unknown option {_option(name)} ({meant(_option(name), [_option(flag) for flag in flags])})."
-    if switch is not None and words:
-        head, dot, tail = switch.rpartition(".")
-        off = _option(f"{head}{dot}no_{tail}")
-        return f"{_option(switch)} takes no value, got {words[0]!r:.80}; write {_option(switch)} or {off}."
-    return "" if words or switch or _takes_many(flags[name]) else f"{_option(name)} needs a value after it."
-
-
-def _given(args: Sequence[str]) -> dict[str, list[str]]:
-    """The options in `args` with the words after each; words before the first option are under ""."""
-    given: dict[str, list[str]] = {}
-    name = ""
-    for word in args:
-        if word.startswith("--") and len(word) > 2:
-            flag, equals, value = word.partition("=")
-            name = _field_name(flag) or ""
-            given[name] = [value] if equals else []
+    Raises:
+        InputError: a word that belongs to no option, an unknown option, one without its value, a switch with one.
+    """
+    chosen: dict[str, Any] = {}
+    for name, words in _given(args):
+        head, dot, tail = name.rpartition(".")
+        switched = name if name in flags else f"{head}{dot}{tail.removeprefix('no_')}"
+        if flags.get(switched) is bool:
+            if words:
+                on, off = _option(switched), _option(f"{head}{dot}no_{tail.removeprefix('no_')}")
+                raise InputError(f"{on} takes no value, got {words[0]!r:.80}; write {on} or {off}.")
+            chosen[switched] = name == switched
+        elif name not in flags:
+            hint = meant(_option(name), [_option(flag) for flag in flags])
+            raise InputError(f"unknown option {_option(name)} ({hint}).")
+        elif not words and not _takes_many(flags[name]):
+            raise InputError(f"{_option(name)} needs a value after it.")
         else:
-            given.setdefault(name, []).append(word)
+            chosen[name] = _read(words, flags[name])
+    return chosen
+
+
+def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The options in `args` with the words after each."""
+    given: list[tuple[str, list[str]]] = []
+    for word in args:
+        flag, equals, value = word.partition("=")
+        if (name := _field_name(flag)) is not None:
+            given.append((name, [value] if equals else []))
+        elif given:
+            given[-1][1].append(word)
+        else:
+            raise InputError(f"unexpected word {word!r:.80}: options begin with --, and words with spaces need quotes.")
     return given
-
-
-def _has_value(start: BaseModel, name: str) -> bool:
-    import tyro
-
-    return name in start.__dict__ and start.__dict__[name] is not tyro.MISSING
 
 
 def _read(words: list[str], kind: Any) -> Any:
@@ -254,12 +219,6 @@ def _read(words: list[str], kind: Any) -> Any:
 def _takes_many(kind: Any) -> bool:
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return any(get_origin(part) in (tuple, list, Sequence) for part in parts)
-
-
-def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
 
 
 def _field_name(flag: str) -> str | None:

@@ -44,8 +44,6 @@ def open_video(path: Path) -> Footage:
         raise InputError(f"{path} is damaged ({fault}): copy it again.") from fault
     if first is None:
         raise InputError(f"{path} holds no frames: record or export it again.")
-    if header.missing:
-        raise InputError(f"{path} is truncated or damaged, it ends before its header says: copy it again.")
     stamps = np.asarray(timed) - timed[0]
     if len(stamps) > 1 and stamps[-1] <= 0:
         raise InputError(f"{path} has time stamps that do not advance: re-encode it.")
@@ -106,7 +104,7 @@ class _Header:
     """What a video says of itself without decoding.
 
     `stamps` (seconds) is empty where packets do not say when they are shown; `last` is how long the last frame lasts,
-    0 where unknown; `missing` that the file ends before its time; `movie` that it is MP4 or MOV.
+    0 where unknown; `movie` that it is MP4 or MOV.
     """
 
     codec: str
@@ -115,7 +113,6 @@ class _Header:
     movie: bool
     stamps: list[float]
     last: float
-    missing: bool
 
 
 def _header(path: Path) -> _Header:
@@ -123,7 +120,7 @@ def _header(path: Path) -> _Header:
 
     try:
         with av.open(str(path), options=OPEN) as container:
-            stream = _moving(container)
+            stream = _moving(path, container)
             codec, clock = stream.codec_context.codec.canonical_name, float(stream.time_base or 0)
             check_picture(str(path), stream.height, stream.width)
             spans, end, whole = _packets(path, container, stream)
@@ -131,6 +128,8 @@ def _header(path: Path) -> _Header:
             timed = codec != "vp8" and all(span is not None for span in spans)
             stamps = sorted((start * clock, length * clock) for start, length in filter(None, spans))
             short = (container.duration or 0) / 1e6 - end > 0.5
+            if spans and (short or not whole):
+                raise InputError(f"{path} is truncated or damaged, it ends before its header says: copy it again.")
             return _Header(
                 codec=codec,
                 clock=clock,
@@ -138,12 +137,9 @@ def _header(path: Path) -> _Header:
                 movie="mov" in container.format.name,
                 stamps=[stamp for stamp, _ in stamps] if timed else [],
                 last=stamps[-1][1] if stamps else 0.0,
-                missing=bool(spans) and (short or not whole),
             )
     except (InputError, MemoryError):
         raise
-    except _NoPictures as fault:
-        raise InputError(f"{path} holds {fault}no moving pictures: name a video.") from fault
     except Exception as fault:
         raise InputError(
             f"{path} is not a video that can be read, or is cut short ({_reason(fault)}): copy it again, or name an "
@@ -173,18 +169,15 @@ def _packets(
     return spans, end, whole
 
 
-class _NoPictures(Exception):
-    """A media file without a video stream."""
-
-
-def _moving(container: "InputContainer") -> "VideoStream":
+def _moving(path: Path, container: "InputContainer") -> "VideoStream":
     """The stream of moving pictures; a song's cover is none. Its decoder raises rather than paint over damage."""
     from av.stream import Disposition
 
     cover = Disposition.attached_pic
     moving = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not moving:
-        raise _NoPictures("sound but " if container.streams.audio else "")
+        what = "sound but no" if container.streams.audio else "no"
+        raise InputError(f"{path} holds {what} moving pictures: name a video.")
     moving[0].codec_context.options = {"err_detect": "explode"}
     return moving[0]
 
@@ -196,12 +189,12 @@ def _decoded(path: Path) -> Iterator["VideoFrame"]:
     size = None
     try:
         with av.open(str(path), options=OPEN) as container:
-            for count, frame in enumerate(container.decode(_moving(container))):
+            for count, frame in enumerate(container.decode(_moving(path, container))):
                 size = size or (frame.width, frame.height)
                 if frame.is_corrupt or size != (frame.width, frame.height):
                     raise Unreadable(f"frame {count} is {'broken' if frame.is_corrupt else 'of another size'}")
                 yield frame
-    except (Unreadable, MemoryError):
+    except (InputError, Unreadable, MemoryError):
         raise
     # PyAV also raises EOFError, IndexError and UnicodeDecodeError on broken files.
     except Exception as fault:

@@ -163,3 +163,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Located:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
     return result
+
+
+def overlaid(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Located:
+    """Nested settings with others on top, which are given by their dotted names (`lora.rank`)."""
+    result = Located(tree, getattr(tree, "places", {}))
+    for name, value in values.items():
+        above = value
+        for part in reversed(name.split(".")):
+            above = {part: above}
+        result = merged(result, above)
+    return result

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError, NumbersError, StorageError
-from motionlora.heads.wan_folder import found_folder, read_json
+from motionlora.data.say import Say, silent
 from motionlora.infer.compare_settings import CompareSettings, GridSettings, StudioSettings
 from motionlora.infer.compare_table import write_tables
+from motionlora.infer.grid import grid, prediction
 from motionlora.infer.guidance_list import guidance_names
 from motionlora.infer.measure_encoders import found_encoders
 from motionlora.infer.measure_pair import Judge
 from motionlora.infer.measure_quality import diversity
-from motionlora.infer.method import Method, parsed_methods
+from motionlora.infer.method import parsed_methods
 from motionlora.infer.order import loaded_lora, open_folder
 from motionlora.infer.pace import Pace
 from motionlora.infer.pairs import Pair, benchmark_facts, read_pairs
+from motionlora.infer.private import model_name, refuse_secrets, without_secrets
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.infer.tracker_verdict import judged_tracker
-
-Say = Callable[[str], None]
 
 
 def compare(settings: CompareSettings, say: Say = print) -> list[Row]:
@@ -94,24 +93,28 @@ class Bench:
 
     def with_diversity(self, cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
         """The rows with the diversity of clips that differ in their seed alone, or the reason why there is none."""
-        groups: dict[tuple[str, str, str], list[int]] = {}
-        for index, row in enumerate(rows):
+        groups: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell, row in zip(cells, rows, strict=True):
             if row.status == "done":
-                groups.setdefault((row.clip, row.caption, row.method), []).append(index)
-        made = list(rows)
-        for members in groups.values():
-            clips = [self.clip(cells[index]).pixels for index in members] if len(members) > 1 else []
-            for index in members:
-                if clips:
-                    made[index] = replace(made[index], values=made[index].values | {"diversity": diversity(clips)})
-                else:
-                    missing = made[index].missing | {"diversity": "needs another seed"}
-                    made[index] = replace(made[index], missing=missing)
+                groups.setdefault((row.clip, row.caption, row.method), []).append(cell)
+        found = {
+            which: diversity([self.clip(cell).pixels for cell in same])
+            for which, same in groups.items()
+            if len(same) > 1
+        }
+        made = []
+        for row in rows:
+            which = (row.clip, row.caption, row.method)
+            if row.status == "done" and which in found:
+                row = replace(row, values=row.values | {"diversity": found[which]})
+            elif row.status == "done":
+                row = replace(row, missing=row.missing | {"diversity": "needs another seed"})
+            made.append(row)
         return made
 
     def clip(self, cell: Cell) -> Clip:
         """Of a cell that was made."""
-        return self.studio.clip(cell, "page", lambda line: None)[0]
+        return self.studio.clip(cell, "page", silent)[0]
 
     def write(self, cells: Sequence[Cell], rows: Sequence[Row], out: Path, heading: dict[str, str]) -> None:
         """Tables and page of cells and their rows, in the same order, into the folder `out`."""
@@ -125,9 +128,10 @@ def opened(pairs: Sequence[Pair], settings: StudioSettings, size: Size, *, stren
     """The model and the measures of the settings, for these pairs; the tracker is checked first.
 
     Raises:
-        InputError: the model or the size cannot be used, or a caption is too long.
+        InputError: the model or the size cannot be used, a caption is too long, or a setting holds a key.
         StorageError: `settings.out` cannot be written to.
     """
+    refuse_secrets(settings.model_dump(mode="json"))
     open_folder(settings.out)
     studio = Studio(settings, size, strength, (pair.caption for pair in pairs))
     tracker, verdict = judged_tracker(settings.points, settings.out / "measures")
@@ -137,48 +141,21 @@ def opened(pairs: Sequence[Pair], settings: StudioSettings, size: Size, *, stren
     return Bench(studio, judge, _heading(studio, settings, size, verdict) | {"encoders": encoders.told})
 
 
-def grid(pairs: Sequence[Pair], methods: Sequence[Method]) -> list[Cell]:
-    """Every cell, clip by clip, so that a reference and a LoRA stay loaded for as long as they can.
-
-    Raises:
-        InputError: a method asks for a LoRA that is not there, or for another clip where there is only one.
-    """
-    by_source: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_source.setdefault(pair.source.content, []).append(pair)
-    groups = list(by_source.values())
-    if len(groups) < 2 and any(method.control == "wrong" for method in methods):
-        raise InputError("A wrong motion needs a second clip and there is one: add a clip, or set --no-controls.")
-    cells = []
-    for at, group in enumerate(groups):
-        wrong = groups[(at + 1) % len(groups)][0]
-        for method in methods:
-            for pair in group:
-                donor = wrong if method.control == "wrong" else pair
-                cells += [Cell(pair, method, seed, donor) for seed in pair.seeds]
-    lacking = sorted({cell.donor.source.name for cell in cells if cell.method.lora and not cell.donor.lora})
-    if lacking:
-        raise InputError(
-            f"Method lora has no LoRA for {', '.join(lacking)}: train one for each (`motionlora train --clip CLIP "
-            "--out DIR/NAME`) and give --loras DIR, or name it in the captions file."
-        )
-    return cells
-
-
 def run(cells: Sequence[Cell], studio: Studio, judge: Judge, say: Say) -> tuple[list[Row], list[Exception]]:
     """Every cell made or found, and measured; what failed is a row with its sentence, and comes back as an error."""
-    pace = Pace([0.0 if studio.is_done(cell) else _forwards(cell, studio.how, studio.model.blocks) for cell in cells])
+    walk, blocks = studio.how.sample, studio.model.blocks
+    costs = [cell.method.forwards(walk.steps, walk.passes, blocks) for cell in cells]
+    pace = Pace([0.0 if studio.is_done(cell) else cost for cell, cost in zip(cells, costs, strict=True)])
     say(f"{len(cells)} cells, {sum(not cost for cost in pace.ahead)} of them need no walk; they go to {studio.folder}")
     rows: list[Row] = []
     errors: list[Exception] = []
     for number, cell in enumerate(cells, 1):
         title = f"{number}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
-        began = time.perf_counter()
-        row, error = row_of(cell, studio, judge, title, say)
+        with pace.telling(title, say) as told:
+            row, error = row_of(cell, studio, judge, title, say)
+            told.append(row.sentence or brief(row))
         rows.append(row)
         errors += [error] if error else []
-        left = pace.after(time.perf_counter() - began)
-        say(f"{title}: {row.sentence or brief(row)}; {left}")
     return rows, errors
 
 
@@ -209,33 +186,13 @@ def unmade(cell: Cell, error: Exception | None = None) -> Row:
     return replace(row, status="failed", sentence=sentence_of(error)) if error else row
 
 
-def prediction(cells: Sequence[Cell], settings: GridSettings, size: Size) -> str:
-    """The grid and the forwards that it takes at most, without loading the model."""
-    blocks = int(read_json(found_folder(settings.model) / "transformer" / "config.json")["num_layers"])
-    clips = {cell.pair.source.name for cell in cells}
-    pairs, seeds = {id(cell.pair) for cell in cells}, {cell.seed for cell in cells}
-    lines = [
-        f"{len(clips)} clips, {len(pairs)} captions, {len(seeds)} seeds, {len(cells)} cells of {size}, "
-        f"{settings.sample.steps} steps by {settings.model}",
-        f"{'method':<34}{'cells':>7}{'forwards each':>15}{'forwards':>12}{'gradients':>12}",
-    ]
-    total = 0.0
-    for name, method in {cell.method.name: cell.method for cell in cells}.items():
-        count, made = sum(cell.method.name == name for cell in cells), method.control not in ("static", "reference")
-        each = method.forwards(settings.sample.steps, _passes(settings), blocks)
-        backwards = method.guidance.gradients(settings.sample.steps, blocks) if made else 0.0
-        total += count * each
-        lines.append(f"{method.name:<34}{count:>7}{each:>15.6g}{count * each:>12.6g}{count * backwards:>12.6g}")
-    return "\n".join([*lines, f"{total:.6g} forwards at most: cells that lie in {settings.out} are used again"])
-
-
 def sentence_of(error: Exception) -> str:
     """What ended a cell, on one line."""
     ours = isinstance(error, InputError | NumbersError)
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: take fewer frames or a smaller size"
-    return text if ours else f"a bug of motionlora, {type(error).__name__}: {text}"
+    return without_secrets(text if ours else f"a bug of motionlora, {type(error).__name__}: {text}")
 
 
 def brief(row: Row) -> str:
@@ -244,25 +201,18 @@ def brief(row: Row) -> str:
     return ", ".join([*parts, f"{row.cost.get('seconds_sample', 0.0):.1f} s sampling"])
 
 
-def _forwards(cell: Cell, how: Any, blocks: int) -> float:
-    return cell.method.forwards(how.sample.steps, _passes(how), blocks)
-
-
-def _passes(how: Any) -> int:
-    return 2 if how.sample.scale > 1 else 1
-
-
 def _heading(studio: Studio, settings: StudioSettings, size: Size, verdict: str) -> dict[str, str]:
     from motionlora.infer.machine import machine
 
-    walk = settings.sample
+    walk, model = settings.sample, studio.model
+    name = model_name(model.name, settings.model, settings.private)
+    command = {} if settings.private else {"command": without_secrets(" ".join(["motionlora", *sys.argv[1:]]))}
     return {
-        "model": f"{studio.model.name} ({studio.model.fingerprint[:12]}), {studio.model.dtype} on {studio.device}",
+        "model": f"{name} ({model.fingerprint[:12]}), {model.dtype} on {studio.device}",
         "clips": f"{size}; {walk.steps} steps, scale {walk.scale:g}, shift {walk.shift:g}",
         "tracker": verdict,
         "machine": machine(),
-        "command": " ".join(["motionlora", *sys.argv[1:]]),
-    }
+    } | command
 
 
 def raise_worst(errors: Sequence[Exception], cells: int, out: Path) -> None:

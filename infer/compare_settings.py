@@ -37,6 +37,8 @@ class StudioSettings(Settings):
     """Attention backend of diffusers' dispatcher."""
     cache: Path | None = Path("runs/cache")
     """Latents and prompts are kept here, found by content; none computes them anew."""
+    private: bool = False
+    """Leave the command and a model's own folder out of tables and page; the folder `cells` is not for sharing."""
     dry_run: bool = False
     """Only say what would be made and how many forwards that takes."""
     limits: Limits = Field(default=Limits(), exclude=True)

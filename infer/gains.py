@@ -4,7 +4,7 @@ Pairs share clip, caption and seed; intervals are bootstraps over references, p 
 mean differences, corrected after Holm among the methods that one baseline is compared with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from motionlora.infer.measure_names import MEASURES
@@ -22,6 +22,7 @@ from motionlora.infer.statistics import (
 
 SECONDS = ("seconds_tuning", "seconds_reference", "seconds_sample", "seconds_decode")
 COSTS = ("forwards", "gradients", "dose_rms", "dose_max", *SECONDS, "peak_gib")
+BASELINES = (PLAIN, "static", "wrong")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Gain:
     p_holm: float
 
     @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+    def baseline(self) -> str:
+        """Which of `BASELINES` it is over."""
+        return self.against.partition(":")[0]
 
 
 def figures_of(rows: Sequence[Row]) -> list[Figure]:
@@ -67,7 +69,8 @@ def figures_of(rows: Sequence[Row]) -> list[Figure]:
     for method in methods_in(rows):
         own = [row for row in rows if row.method == method]
         for name in (*(measure.name for measure in MEASURES), *COSTS):
-            groups = _by_clip((row, value) for row in own if (value := _value(row, name)) is not None)
+            values = ((row, row.values.get(name, row.cost.get(name))) for row in own)
+            groups = _by_clip((row, value) for row, value in values if value is not None)
             cells = sum(map(len, groups))
             middle = (mean_of(groups), *mean_interval(groups), median_of(groups), *median_interval(groups))
             found.append(Figure(method, name, len(own), cells, len(groups), *middle))
@@ -79,17 +82,25 @@ def gains_of(rows: Sequence[Row]) -> list[Gain]:
 
     Holm's family is one measure and one kind of baseline, over all methods that are no controls.
     """
-    methods = [name for name in methods_in(rows) if name != PLAIN and _row_of(rows, name).control == "none"]
+    methods = dict.fromkeys(row.method for row in rows if row.method != PLAIN and row.control == "none")
     found: list[Gain] = []
-    for measure in (measure.name for measure in MEASURES):
-        for against in (lambda name: PLAIN, lambda name: "static", lambda name: f"wrong:{name}"):
-            family = [(name, against(name), paired(rows, name, against(name), measure)) for name in methods]
-            family = [(name, other, groups) for name, other, groups in family if groups]
-            ps = [sign_flip_p(groups) for _, _, groups in family]
-            for (name, other, groups), p, corrected in zip(family, ps, holm(ps), strict=True):
-                count = (sum(map(len, groups)), len(groups))
-                found.append(Gain(name, other, measure, *count, mean_of(groups), *mean_interval(groups), p, corrected))
+    for measure in MEASURES:
+        for baseline in BASELINES:
+            against = {name: f"wrong:{name}" if baseline == "wrong" else baseline for name in methods}
+            found += family(rows, against, measure.name)
     return found
+
+
+def family(rows: Sequence[Row], against: Mapping[str, str], measure: str) -> list[Gain]:
+    """The gain of each method over its baseline where they share a pair, corrected after Holm among themselves."""
+    groups = {name: paired(rows, name, other, measure) for name, other in against.items()}
+    groups = {name: found for name, found in groups.items() if found}
+    ps = [sign_flip_p(found) for found in groups.values()]
+    gains = []
+    for (name, found), p, p_holm in zip(groups.items(), ps, holm(ps), strict=True):
+        counts, middle = (sum(map(len, found)), len(found)), (mean_of(found), *mean_interval(found))
+        gains.append(Gain(name, against[name], measure, *counts, *middle, p, p_holm))
+    return gains
 
 
 def paired(rows: Sequence[Row], method: str, against: str, measure: str) -> Groups:
@@ -104,14 +115,6 @@ def paired(rows: Sequence[Row], method: str, against: str, measure: str) -> Grou
 def methods_in(rows: Sequence[Row]) -> list[str]:
     """Their names, in the order in which they came."""
     return list(dict.fromkeys(row.method for row in rows))
-
-
-def _row_of(rows: Sequence[Row], method: str) -> Row:
-    return next(row for row in rows if row.method == method)
-
-
-def _value(row: Row, name: str) -> float | None:
-    return row.values.get(name, row.cost.get(name))
 
 
 def _by_clip(pairs: Iterable[tuple[Row, float]]) -> Groups:

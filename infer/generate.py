@@ -15,12 +15,12 @@ import torch
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, write_clip
-from motionlora.heads.lora import load_into
+from motionlora.heads.wan_folder import boundary_of, found_folder
 from motionlora.infer import sample as walks
 from motionlora.infer.effort import Effort, walked
 from motionlora.infer.found import steering_of
 from motionlora.infer.guide_none import NoGuidance
-from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered
+from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered, settled
 from motionlora.infer.order import slug as slug
 from motionlora.infer.reference import Reference, encoded, read_reference
 from motionlora.infer.settings import GenerateSettings, SampleSettings
@@ -67,10 +67,14 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
     moves, guidance = read_reference(settings, say), steering_of(settings, len(orders))
     with watch.timed("load"):
         loras = [loaded_lora(text, settings.strength) for text in settings.lora]
+        settings = settings.model_copy(update={"sample": settled(settings.sample, loras)})
+        boundary = boundary_of(found_folder(settings.model, weights=False, cogvideox=True))
+        for lora in loras:
+            lora.refuse_unplaced(boundary, settings.model)
         model = loaded_model(settings, device)
         walks.refuse_size(model, settings.frames, settings.height, settings.width)
         for index, lora in enumerate(loras):
-            load_into(model.transformer, lora.lora, f"lora{index}", lora.strength)
+            lora.load_onto(model, f"lora{index}")
     open_folder(settings.out)
     with watch.timed("embed"):
         asked = [*settings.caption, settings.negative, *([""] if moves else [])]
@@ -134,11 +138,11 @@ def generate_clip(
 
 def loaded_model(settings: GenerateSettings, device: torch.device) -> WanBackbone:
     """The model of the settings on its device, with the attention backend of the settings."""
-    from motionlora.heads.wan import WanBackbone
+    from motionlora.heads.load import load_model
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     kinds["auto"] = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = WanBackbone.load(settings.model, device=device, dtype=kinds[settings.dtype], cache=settings.cache)
+    model = load_model(settings.model, device=device, dtype=kinds[settings.dtype], cache=settings.cache)
     if settings.attention != "native":
         model.use_attention(settings.attention)
     return model
@@ -171,7 +175,7 @@ def versions() -> dict[str, str]:
 
 def announcement(settings: GenerateSettings, orders: list[Order], loras: list[LoadedLora], model: WanBackbone) -> str:
     """One line before the first step."""
-    used = ", ".join(f"{lora.path.name} at {lora.strength:g}" for lora in loras) or "no LoRA"
+    used = ", ".join(map(str, loras)) or "no LoRA"
     return (
         f"{len(orders)} clip{'s' if len(orders) > 1 else ''} of {settings.frames} frames {settings.width}x"
         f"{settings.height}, {settings.sample.steps} steps, scale {settings.sample.scale:g}, by {model.name} with "

@@ -73,6 +73,8 @@ class Walk:
         reference: the latent of the clip that gives the motion; None where there is none.
         generator: on the CPU, for whatever else is drawn on the way.
         kept: what walks with this model, these LoRAs and this reference share.
+        lora_until: the noise level below which the model's LoRAs rest; 0 lets them act to the end.
+        scale_low: `scale` at noise levels of the low-noise expert, of a model of two; None leaves it.
     """
 
     model: Backbone
@@ -84,6 +86,8 @@ class Walk:
     reference: Latent | None
     generator: torch.Generator
     kept: Kept = field(default_factory=Kept)
+    lora_until: float = 0.0
+    scale_low: float | None = None
 
     def velocity(self, latent: Latent, time: Time) -> Latent:
         """With classifier-free guidance (arXiv 2207.12598, eq. 6 with scale = 1 + w): v = v_u + scale (v_c - v_u).
@@ -95,7 +99,8 @@ class Walk:
         if self.scale <= 1:
             return conditional
         unconditional = self.model.velocity(latent, times, self.negative)
-        return unconditional + self.scale * (conditional - unconditional)
+        low = None if self.scale_low is None or self.model.experts.at(time) == "high" else self.scale_low
+        return unconditional + (self.scale if low is None else low) * (conditional - unconditional)
 
     def blank(self) -> Prompt:
         """No caption: the empty one, embedded once for all walks of a call."""

@@ -1,8 +1,7 @@
 """Encoders with weights: CLIP B/32 and L/14, DINO B/16 and LAION's aesthetic head, each found or missing with a reason.
 
-Weights are read as safetensors, from a folder or the hub. Pictures are prepared here with PIL and torch, since the
-processors of transformers want torchvision. What is missing is told with the command that brings it; where the public
-file is a pickle, that command opens it in a process of its own, which people start themselves.
+Weights are read as safetensors, from a folder or the hub. What is missing is told with the command that brings it;
+where the public file is a pickle, that command opens it in a process of its own, which people start themselves.
 """
 
 from __future__ import annotations
@@ -10,30 +9,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from motionlora.data.errors import InputError
+from motionlora.infer.measure_pictures import CLIP_MEAN, CLIP_STD, FITS, normalised, resized
 from motionlora.infer.measure_text import Fit, ImageEncoder, ImageTextEncoder, Pixels
 
-SIDE, BATCH = 224, 16
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+BATCH, MOST_TOKENS = 16, 77
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MODELS = {
-    "b32": ("openai/clip-vit-base-patch32", "CLIPModel"),
-    "l14": ("openai/clip-vit-large-patch14", "CLIPModel"),
-    "dino": ("facebook/dino-vitb16", "ViTModel"),
-}
 HEAD = "sa_0_4_vit_l_14_linear"
 HEAD_PAGE = "https://github.com/LAION-AI/aesthetic-predictor"
+
+
+class Missing(Exception):
+    """Why an encoder is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,48 +49,50 @@ class Encoders:
 
 
 def found_encoders(source: str, device: torch.device) -> Encoders:
-    """The encoders in the folder `source`, of the hub for "hub", none for ""; nothing is loaded before its use."""
-    missing: dict[str, str] = {}
-    kinds: dict[str, Any] = {"b32": ClipEncoder, "l14": ClipEncoder, "dino": DinoEncoder}
+    """The encoders in the folder `source`, of the hub for "hub", none for "".
+
+    They are loaded here, so that one whose weights are not whole is missing before anything is measured.
+    """
+    place = Path(source if source not in ("", "hub") else "DIR")
     found: dict[str, Any] = {}
-    for name, (hub_id, cls) in MODELS.items():
-        folder, reason = _folder(source, hub_id, cls)
-        if folder is None:
-            missing[name] = reason
-        else:
-            found[name] = kinds[name](folder, device)
-    head = Path(source) / f"{HEAD}.safetensors"
-    if source and head.is_file():
-        found["aesthetic"] = _head(head)
-    else:
-        place = Path(source) if source not in ("", "hub") else Path("DIR")
+    missing: dict[str, str] = {}
+    told = []
+    for name, (hub_id, encoder) in MODELS.items():
+        try:
+            folder = _folder(source, hub_id)
+            found[name] = encoder(folder, device)
+            told.append(f"{name} {_hash_of(folder)}")
+        except Missing as reason:
+            target = place / hub_id.split("/")[-1]
+            saved = [f"t.{cls}.from_pretrained('{hub_id}').save_pretrained('{target}')" for cls in encoder.classes]
+            command = f'python -c "import transformers as t; {"; ".join(saved)}" and give --encoders {place}'
+            missing[name] = f"{reason}: bring it with {command}"
+    try:
+        found["aesthetic"] = _head(source, found["l14"].model.config.projection_dim if "l14" in found else None)
+        told.append("aesthetic linear")
+    except Missing as reason:
         missing["aesthetic"] = (
-            f'{HEAD}.safetensors is not there: get {HEAD}.pth from {HEAD_PAGE}, then python -c "import torch; from '
+            f'{reason}: get {HEAD}.pth from {HEAD_PAGE}, then python -c "import torch; from '
             f"safetensors.torch import save_file; save_file(torch.load('{HEAD}.pth', weights_only=True), "
             f"'{place / HEAD}.safetensors')\" and give --encoders {place}"
         )
-    told = ", ".join(f"{name} {getattr(value, 'told', 'linear')}" for name, value in found.items())
-    return Encoders(**found, missing=missing, told=told or "none")
+    return Encoders(**found, missing=missing, told=", ".join(told) or "none")
 
 
 class ClipEncoder:
     """CLIP by transformers; features of length 1, in fp32."""
 
+    classes = ("CLIPModel", "AutoTokenizer")
+
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device = folder, device
-        self.told = _hash_of(folder)
+        from transformers import AutoTokenizer, CLIPModel
 
-    @cached_property
-    def model(self) -> Any:
-        from transformers import CLIPModel
-
-        return _loaded(CLIPModel, self.folder, self.device)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder)
+        self.device, self.model = device, _loaded(CLIPModel, folder, device)
+        self.tokenizer: Any = _readable(folder, lambda: AutoTokenizer.from_pretrained(folder))
+        words = self.model.config.text_config.vocab_size
+        # Where its files are not there, transformers makes up a tokenizer of three words.
+        if len(self.tokenizer) != words:
+            raise Missing(f"{folder.name} lacks its tokenizer ({len(self.tokenizer)} words, {words} are wanted)")
 
     @torch.no_grad()
     def images(self, pixels: Pixels, fit: Fit) -> Float[Tensor, "f d"]:
@@ -107,23 +104,23 @@ class ClipEncoder:
 
     @torch.no_grad()
     def text(self, caption: str) -> Float[Tensor, " d"]:
-        """A caption beyond CLIP's 77 tokens is cut off, as everywhere."""
-        words = self.tokenizer([caption], truncation=True, max_length=77, return_tensors="pt").to(self.device)
+        words = self.tokenizer([caption], return_tensors="pt").to(self.device)
+        if (count := words["input_ids"].shape[1]) > MOST_TOKENS:
+            raise InputError(
+                f"the caption has {count} tokens, and CLIP reads {MOST_TOKENS}: a score would be of a part"
+            )
         return F.normalize(self.model.get_text_features(**words).pooler_output[0].float(), dim=-1).cpu()
 
 
 class DinoEncoder:
     """DINO's class token by transformers, of whole frames whose shorter side is 224 pixels; length 1, fp32."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device = folder, device
-        self.told = _hash_of(folder)
+    classes = ("ViTModel",)
 
-    @cached_property
-    def model(self) -> Any:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import ViTModel
 
-        return _loaded(ViTModel, self.folder, self.device, add_pooling_layer=False)
+        self.device, self.model = device, _loaded(ViTModel, folder, device, add_pooling_layer=False)
 
     @torch.no_grad()
     def images(self, pixels: Pixels) -> Float[Tensor, "f d"]:
@@ -134,59 +131,11 @@ class DinoEncoder:
         return _by_batches(features, pixels)
 
 
-def cropped(pixels: Pixels) -> Pixels:
-    """Shorter side to 224 by PIL's bicubic, then the middle square: CLIP's own preparation."""
-    height, width = _shorter_to(SIDE, pixels.shape[1:3])
-    return _middle(_by_pil(pixels, height, width))
-
-
-def letterboxed(pixels: Pixels) -> Pixels:
-    """Longer side to 224, borders in CLIP's mean colour: nothing is cut off."""
-    scale = SIDE / max(pixels.shape[1:3])
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[1:3])
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    square = np.empty((len(pixels), SIDE, SIDE, 3), np.uint8)
-    square[:] = np.rint(255 * np.array(CLIP_MEAN))
-    square[:, top : top + height, left : left + width] = _by_pil(pixels, height, width)
-    return square
-
-
-def plain(pixels: Pixels) -> Pixels:
-    """Shorter side to 224 by bicubic without smoothing, then the middle square (VBench's background consistency)."""
-    return _middle(resized(pixels, "bicubic"))
-
-
-def resized(pixels: Pixels, mode: str) -> Pixels:
-    """Shorter side to 224 without smoothing, nothing cut off."""
-    size = _shorter_to(SIDE, pixels.shape[1:3])
-    frames = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, 1).float()
-    made = F.interpolate(frames, size=size, mode=mode, align_corners=False, antialias=False)
-    return made.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
-
-
-def normalised(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Tensor, "f 3 h w"]:
-    """Colours in 0..1, less the mean, over the deviation."""
-    colours = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
-    return ((colours - torch.tensor(mean)) / torch.tensor(std)).movedim(-1, 1)
-
-
-FITS: dict[Fit, Callable[[Pixels], Pixels]] = {"crop": cropped, "whole": letterboxed, "plain": plain}
-
-
-def _shorter_to(side: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width with the shorter one made `side`; the longer one is rounded down, as torchvision does."""
-    shorter = min(size)
-    height, width = (side if length == shorter else side * length // shorter for length in size)
-    return height, width
-
-
-def _middle(pixels: Pixels) -> Pixels:
-    top, left = (round((side - SIDE) / 2) for side in pixels.shape[1:3])
-    return pixels[:, top : top + SIDE, left : left + SIDE]
-
-
-def _by_pil(pixels: Pixels, height: int, width: int) -> Pixels:
-    return np.stack([np.array(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in pixels])
+MODELS: dict[str, tuple[str, Any]] = {
+    "b32": ("openai/clip-vit-base-patch32", ClipEncoder),
+    "l14": ("openai/clip-vit-large-patch14", ClipEncoder),
+    "dino": ("facebook/dino-vitb16", DinoEncoder),
+}
 
 
 def _by_batches(features: Callable[[Pixels], Tensor], pixels: Pixels) -> Float[Tensor, "f d"]:
@@ -194,56 +143,64 @@ def _by_batches(features: Callable[[Pixels], Tensor], pixels: Pixels) -> Float[T
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def _folder(source: str, hub_id: str, cls: str) -> tuple[Path | None, str]:
-    """The folder of a model with whole safetensors in it, or the reason why there is none."""
+def _folder(source: str, hub_id: str) -> Path:
+    """The folder of a model with safetensors in it."""
     name = hub_id.split("/")[-1]
-    target = Path(source if source not in ("", "hub") else "DIR") / name
-    parts = [cls, "AutoTokenizer"] if cls == "CLIPModel" else [cls]
-    saved = "; ".join(f"t.{part}.from_pretrained('{hub_id}').save_pretrained('{target}')" for part in parts)
-    command = f'python -c "import transformers as t; {saved}" and give --encoders {target.parent}'
     if source == "":
-        return None, f"no encoders were asked for: bring {name} with {command}"
+        raise Missing("no encoders were asked for")
     if source == "hub":
-        return _from_hub(hub_id, command)
-    places = (Path(source) / name, Path(source) / hub_id)
-    folder = next((place for place in places if place.is_dir()), None)
-    if folder is None:
-        return None, f"{places[0]} is not there: {command}"
-    return _checked(folder, command)
+        folder = _from_hub(hub_id)
+    else:
+        places = (Path(source) / name, Path(source) / hub_id)
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise Missing(f"{places[0]} is not there")
+    if not any(folder.glob("*.safetensors")):
+        raise Missing(f"{name} has no weights as safetensors (a pickle is not opened here)")
+    return folder
 
 
-def _from_hub(hub_id: str, command: str) -> tuple[Path | None, str]:
+def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.txt"])
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
     except (OSError, ValueError) as error:
-        return None, f"{hub_id} could not be fetched ({str(error).splitlines()[0]}): {command}"
-    return _checked(Path(folder), command)
-
-
-def _checked(folder: Path, command: str) -> tuple[Path | None, str]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return None, f"{folder.name} has no weights as safetensors (a pickle is not opened here): {command}"
-    try:
-        for file in files:
-            with safe_open(file, framework="pt"):
-                pass
-    except (SafetensorError, OSError) as error:
-        return None, f"{folder.name} is damaged ({error}): {command}"
-    return folder, ""
+        raise Missing(f"{hub_id} could not be fetched ({_brief(error)})") from None
 
 
 def _loaded(cls: Any, folder: Path, device: torch.device, **more: Any) -> Any:
-    return cls.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **more).to(device).eval()
+    """A model in fp32 with every weight from the folder: transformers draws those that it does not find at random."""
+    more |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    model, told = _readable(folder, lambda: cls.from_pretrained(folder, **more))
+    if absent := sorted(told["missing_keys"]):
+        raise Missing(f"{folder.name} lacks {len(absent)} of its weights, {absent[0]} first")
+    return model.to(device).eval()
 
 
-def _head(path: Path) -> tuple[Tensor, float]:
-    from safetensors.torch import load_file
+def _readable(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # libraries raise what they like on a damaged file
+        raise Missing(f"{path.name} is damaged ({_brief(error)})") from None
 
-    held = load_file(path)
+
+def _head(source: str, width: int | None) -> tuple[Tensor, float]:
+    """Weight and bias of the linear head on features of that width, if it is known."""
+    from safetensors.torch import load
+
+    path = Path(source) / f"{HEAD}.safetensors"
+    if not source or not path.is_file():
+        raise Missing(f"{path.name} is not there")
+    held = _readable(path, lambda: load(path.read_bytes()))
+    sizes = {name: tensor.numel() for name, tensor in held.items()}
+    if sizes != {"weight": width or sizes.get("weight"), "bias": 1}:
+        raise Missing(f"{path.name} is no linear head on L/14 (it holds {sizes})")
     return held["weight"].float().reshape(-1), float(held["bias"])
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _hash_of(folder: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from torch import Tensor, cat
 
 from motionlora.data.clip import Clip
+from motionlora.data.errors import InputError
 from motionlora.infer.measure_boxes import asked_boxes, box_scores, centres, sprite_boxes
 from motionlora.infer.measure_encoders import Encoders
 from motionlora.infer.measure_quality import aesthetic, consistency, smoothness_linear
@@ -47,43 +49,46 @@ class FrameJudge:
         encoders, values = self.encoders, {"smooth_linear": smoothness_linear(clip.pixels)}
         absent = {"b32": B32, "l14": L14, "dino": ("subject",), "aesthetic": ("aesthetic",)}
         missing = NEVER | {name: why for part, why in encoders.missing.items() for name in absent[part]}
-        if encoders.b32:
-            values |= self._by_b32(encoders.b32, clip.pixels, caption, reference)
-        if encoders.l14:
-            values |= self._by_l14(encoders.l14, clip.pixels, caption)
+        for encoder, name, more in (
+            (encoders.b32, "text_b32", partial(self._by_b32, reference=reference)),
+            (encoders.l14, "text_l14", self._by_l14),
+        ):
+            if encoder:
+                middle = encoder.images(clip.pixels, "crop")
+                values |= more(encoder, clip.pixels, middle)
+                try:
+                    text = encoder.text(caption)
+                except InputError as refusal:
+                    missing |= dict.fromkeys((name, f"{name}_whole"), str(refusal))
+                else:
+                    values[name] = text_similarity(middle, text)
+                    values[f"{name}_whole"] = text_similarity(encoder.images(clip.pixels, "whole"), text)
         if encoders.dino:
             values["subject"] = consistency(encoders.dino.images(clip.pixels))
         if boxes is None:
             return values, missing | dict.fromkeys(("miou", "csim_gt"), NO_BOXES)
-        values["miou"] = box_scores(clip.pixels, boxes).miou
-        if math.isnan(values["miou"]):
+        miou = box_scores(clip.pixels, boxes).miou
+        if math.isnan(miou):
             missing["miou"] = SELDOM
-            del values["miou"]
+        else:
+            values["miou"] = miou
         if encoders.b32:
             values["csim_gt"] = all_pairs_similarity(within(encoders.b32, clip.pixels, boxes))
         return values, missing
 
-    def _by_b32(self, encoder: ImageTextEncoder, pixels: Pixels, caption: str, reference: Clip) -> dict[str, float]:
-        middle, text = encoder.images(pixels, "crop"), encoder.text(caption)
+    def _by_b32(self, encoder: ImageTextEncoder, pixels: Pixels, middle: Tensor, reference: Clip) -> dict[str, float]:
         key = reference.content_hash()
         if key not in self._kept:
             self._kept[key] = encoder.images(reference.pixels, "crop")
         return {
-            "text_b32": text_similarity(middle, text),
-            "text_b32_whole": text_similarity(encoder.images(pixels, "whole"), text),
             "tc_adjacent": adjacent_similarity(middle),
             "csim": all_pairs_similarity(middle),
             "background": consistency(encoder.images(pixels, "plain")),
             "to_reference": paired_similarity(middle, self._kept[key]),
         }
 
-    def _by_l14(self, encoder: ImageTextEncoder, pixels: Pixels, caption: str) -> dict[str, float]:
-        middle, text = encoder.images(pixels, "crop"), encoder.text(caption)
-        values = {
-            "text_l14": text_similarity(middle, text),
-            "text_l14_whole": text_similarity(encoder.images(pixels, "whole"), text),
-            "tc_pairs": all_pairs_similarity(middle),
-        }
+    def _by_l14(self, encoder: ImageTextEncoder, pixels: Pixels, middle: Tensor) -> dict[str, float]:
+        values = {"tc_pairs": all_pairs_similarity(middle)}
         if self.encoders.aesthetic:
             values["aesthetic"] = aesthetic(encoder.images(pixels, "plain"), *self.encoders.aesthetic)
         return values

@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from motionlora.data.cache import content_key, replacing
+from motionlora.data.cache import content_key, write_text
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Sprite
 from motionlora.infer.measure_encoders import Encoders, found_encoders
@@ -64,28 +64,19 @@ class Judge:
     ) -> None:
         self.sources, self.tracker, self.folder, self.why_not = list(sources), tracker, folder, why_not
         self.frames = FrameJudge(encoders or found_encoders("", torch.device("cpu")))
-        self._tracks: dict[str, Tracks] = {}
-        self._nulls: dict[str, float] = {}
-        self._scenes: dict[str, Scene | None] = {}
+        self._scene, self._tracked, self._null = cache(self._scene_of), cache(self._tracks_of), cache(self._null_of)
 
     def measured(self, clip: Clip, pair: Pair) -> Measured:
         """Everything about a clip that was to have the pair's motion and show its caption."""
         others = [other.content for other in self._others(pair.source)]
-        parts = (
-            code_hash(__name__),
-            repr(self.tracker),
-            self.frames.encoders.told,
-            clip.content_hash(),
-            pair.source.content,
-            pair.caption,
-        )
+        judge = (code_hash(__name__), repr(self.tracker), self.frames.encoders.told)
         known = "" if pair.target is None else "true scene"
-        path = self.folder / f"{content_key('measures', *parts, known, *others)}.json"
+        asked = (clip.content_hash(), pair.source.content, pair.caption, known)
+        path = self.folder / f"{content_key('measures', *judge, *asked, *others)}.json"
         stored = _stored(path)
         if stored is None:
             stored = self._measured(clip, pair)
-            with replacing(path) as draft:
-                draft.write_text(json.dumps(asdict(stored)), encoding="utf-8")
+            write_text(path, json.dumps(asdict(stored)))
         return stored
 
     def _measured(self, clip: Clip, pair: Pair) -> Measured:
@@ -93,23 +84,20 @@ class Judge:
         parts = (self._by_sprites(seen, pair), self._by_points(clip, pair.source), self._by_frames(clip, pair))
         values = {name: value for part in parts for name, value in part.values.items()}
         missing = {name: reason for part in parts for name, reason in part.missing.items()}
-        undefined = [name for name, value in values.items() if not math.isfinite(value)]
-        missing |= dict.fromkeys(
-            undefined, "undefined here: nothing of the reference moves, or no point could be followed"
-        )
-        finite = {name: round(value, 6) for name, value in values.items() if name not in undefined}
+        finite = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
+        undefined = "undefined here: nothing of the reference moves, or no point could be followed"
+        missing |= dict.fromkeys([name for name in values if name not in finite], undefined)
         return Measured(finite, missing, parts[0].paths or parts[1].paths)
 
     def _by_sprites(self, seen: Observation | None, pair: Pair) -> Measured:
         target = pair.target or asked_scene(pair.caption)
-        none = partial(_none, SPRITES)
         if target is None:
-            return none("the caption is not of the sprite world")
+            return _none(SPRITES, "the caption is not of the sprite world")
         if seen is None:
-            return none(f"sprites are recognised in clips of {SIZE} x {SIZE} pixels")
+            return _none(SPRITES, f"sprites are recognised in clips of {SIZE} x {SIZE} pixels")
         reference = self._scene(pair.source)
         if reference is None:
-            return none("no sprite and no camera moves in the reference as it was seen")
+            return _none(SPRITES, "no sprite and no camera moves in the reference as it was seen")
         found = asdict(scores(seen, target, reference))
         return Measured(found, paths=_centres(seen))
 
@@ -139,23 +127,16 @@ class Judge:
             return found
         return _drawn(self._tracked(source)) if self.tracker else []
 
-    def _scene(self, source: Source) -> Scene | None:
-        if source.content not in self._scenes:
-            seen = source.scene or seen_scene(observe(source.read().pixels))
-            self._scenes[source.content] = seen
-        return self._scenes[source.content]
+    def _scene_of(self, source: Source) -> Scene | None:
+        return source.scene or seen_scene(observe(source.read().pixels))
 
-    def _tracked(self, source: Source) -> Tracks:
+    def _tracks_of(self, source: Source) -> Tracks:
         assert self.tracker is not None
-        if source.content not in self._tracks:
-            self._tracks[source.content] = self.tracker.track(source.read())
-        return self._tracks[source.content]
+        return self.tracker.track(source.read())
 
-    def _null(self, source: Source) -> float:
-        if source.content not in self._nulls:
-            others = [self._tracked(other).seen for other in self._others(source)]
-            self._nulls[source.content] = mf_null(mf_sym, self._tracked(source).seen, others)
-        return self._nulls[source.content]
+    def _null_of(self, source: Source) -> float:
+        others = [self._tracked(other).seen for other in self._others(source)]
+        return mf_null(mf_sym, self._tracked(source).seen, others)
 
     def _others(self, source: Source) -> list[Source]:
         """The next clips of the comparison after this one."""
@@ -197,13 +178,8 @@ def _drawn(tracks: Tracks) -> list[list[list[int] | None]]:
     length = np.linalg.norm(np.diff(tracks.positions, axis=1), axis=-1).sum(1) * tracks.visible.mean(1)
     able = np.flatnonzero(length >= max(1.0, 0.5 * float(np.quantile(length, 0.95))))
     chosen = able[np.unique(np.linspace(0, len(able) - 1, min(DRAWN, len(able))).astype(int))] if len(able) else able
-    return [
-        [
-            _tenths(place) if visible else None
-            for place, visible in zip(tracks.positions[i], tracks.visible[i], strict=True)
-        ]
-        for i in chosen
-    ]
+    ways = zip(tracks.positions[chosen], tracks.visible[chosen], strict=True)
+    return [[_tenths(place) if seen else None for place, seen in zip(*way, strict=True)] for way in ways]
 
 
 def _tenths(place: np.ndarray) -> list[int]:

@@ -22,7 +22,9 @@ class ImageTextEncoder(Protocol):
 
     def images(self, pixels: Pixels, fit: Fit) -> Float[Tensor, "f d"]: ...
 
-    def text(self, caption: str) -> Float[Tensor, " d"]: ...
+    def text(self, caption: str) -> Float[Tensor, " d"]:
+        """InputError for a caption that is too long to be taken whole."""
+        ...
 
 
 class ImageEncoder(Protocol):

@@ -1,6 +1,11 @@
 """How much time is left of a long row of cells."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from motionlora.data.say import Say
 
 
 @dataclass
@@ -12,6 +17,13 @@ class Pace:
     forwards: float = 0.0
     passed: int = 0
     idle: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def telling(self, title: str, say: Say) -> Iterator[list[str]]:
+        """Around the work on one cell: says what the body adds to the list, and how much time is left."""
+        began, told = time.perf_counter(), []
+        yield told
+        say(f"{title}: {', '.join(told)}; {self.after(time.perf_counter() - began)}")
 
     def after(self, seconds: float) -> str:
         """The time left after one more cell, in words."""

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from motionlora.data.clip import Clip, read_clip
 from motionlora.data.errors import InputError, meant
 from motionlora.data.manifest import Listed, account
 from motionlora.data.pictures import IMAGES
+from motionlora.data.say import Say, silent
 from motionlora.data.sprites import Scene
 from motionlora.infer.captions_file import NAMES, Asked, read_captions
 from motionlora.infer.compare_settings import CompareSettings
@@ -52,7 +54,7 @@ class Pair:
     target: Scene | None = None
 
 
-def read_pairs(settings: CompareSettings, say: Callable[[str], None] = print) -> list[Pair]:
+def read_pairs(settings: CompareSettings, say: Say = print) -> list[Pair]:
     """Every pair of the captions file, with its clip; all clips are read once, so that a bad one is known at once.
 
     Raises:
@@ -60,7 +62,9 @@ def read_pairs(settings: CompareSettings, say: Callable[[str], None] = print) ->
             pair that stands twice.
     """
     folder, file = _places(settings)
-    clips, entries = clips_in(folder), _present(settings, read_captions(file))
+    clips, entries = clips_in(folder), read_captions(file)
+    if settings.benchmark is not None:  # of which clips may be missing: `benchmark_facts` tells
+        entries = [entry for entry in entries if entry.clip in _names(clips)]
     paths = [_found(entry, clips, folder) for entry in entries]
     left_out = sorted(path.name for path in clips if path not in paths)
     if left_out:
@@ -69,7 +73,7 @@ def read_pairs(settings: CompareSettings, say: Callable[[str], None] = print) ->
     sources: dict[Path, Source] = {}
     for path in dict.fromkeys(paths):
         content = _fitted(path, settings, say).content_hash()
-        sources[path] = Source(path.name, partial(_fitted, path, settings, _silent), content)
+        sources[path] = Source(path.name, partial(_fitted, path, settings, silent), content)
     return [
         Pair(sources[path], entry.caption, settings.seeds, _lora(entry, path, file, settings.loras), entry.kind)
         for entry, path in zip(entries, paths, strict=True)
@@ -85,19 +89,9 @@ def benchmark_facts(settings: CompareSettings) -> dict[str, str]:
     if settings.benchmark is None:
         return {}
     folder, file = _places(settings)
-    names = {name for path in clips_in(folder) for name in (path.name, path.stem)}
-    entries = read_captions(file)
-    return {
-        "benchmark": account(settings.benchmark, [Listed(e.clip, e.kind, e.place, e.clip in names) for e in entries])
-    }
-
-
-def _present(settings: CompareSettings, entries: list[Asked]) -> list[Asked]:
-    """The entries whose clip is there; of a benchmark some may be missing, which `benchmark_facts` tells."""
-    if settings.benchmark is None or settings.clips is None:
-        return entries
-    names = {name for path in clips_in(settings.clips) for name in (path.name, path.stem)}
-    return [entry for entry in entries if entry.clip in names]
+    names = _names(clips_in(folder))
+    listed = [Listed(entry.clip, entry.kind, entry.place, entry.clip in names) for entry in read_captions(file)]
+    return {"benchmark": account(settings.benchmark, listed)}
 
 
 def clips_in(folder: Path) -> list[Path]:
@@ -114,6 +108,11 @@ def clips_in(folder: Path) -> list[Path]:
         if (path.is_file() and path.suffix.lower() in VIDEOS)
         or (path.is_dir() and any(picture.suffix.lower() in IMAGES for picture in path.iterdir()))
     ]
+
+
+def _names(clips: list[Path]) -> set[str]:
+    """By which a captions file may call them."""
+    return {name for path in clips for name in (path.name, path.stem)}
 
 
 def _places(settings: CompareSettings) -> tuple[Path, Path]:
@@ -161,17 +160,6 @@ def _lora(entry: Asked, path: Path, captions: Path, loras: Path | None) -> str:
     return next((str(place) for place in places if place.is_file()), "")
 
 
-def _fitted(path: Path, settings: CompareSettings, say: Callable[[str], None]) -> Clip:
-    return read_clip(
-        path,
-        frames=settings.frames,
-        fps=settings.fps,
-        height=settings.height,
-        width=settings.width,
-        multiple=8,
-        say=say,
-    )
-
-
-def _silent(line: str) -> None:
-    del line
+def _fitted(path: Path, settings: CompareSettings, say: Say) -> Clip:
+    wanted: dict[str, Any] = {name: getattr(settings, name) for name in ("frames", "fps", "height", "width")}
+    return read_clip(path, **wanted, multiple=8, say=say)

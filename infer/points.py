@@ -20,11 +20,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
-from motionlora.data.json_text import parsed_json
 from motionlora.data.settings import Settings
 from motionlora.infer.track_points import OpticalFlowTracker, Points, Tracks
 
@@ -36,14 +35,19 @@ LEAST_SALIENCE = 0.25
 """Share of the most salient point's salience below which a point is not taken."""
 
 
-class Mark(Settings):
-    """Where a point is in one frame."""
+class Place(Settings):
+    """What marks and boxes have in common."""
 
     frame: int = Field(ge=0)
     x: float = Field(allow_inf_nan=False)
     y: float = Field(allow_inf_nan=False)
-    point: str | None = None
     visible: bool = True
+
+
+class Mark(Place):
+    """Where a point is in one frame."""
+
+    point: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -54,16 +58,12 @@ class Mark(Settings):
         return self.y, self.x
 
 
-class Box(Settings):
+class Box(Place):
     """Where an object is in one frame."""
 
-    frame: int = Field(ge=0)
-    x: float = Field(allow_inf_nan=False)
-    y: float = Field(allow_inf_nan=False)
     w: float = Field(gt=0, allow_inf_nan=False)
     h: float = Field(gt=0, allow_inf_nan=False)
     object: str = ""
-    visible: bool = True
 
     @property
     def name(self) -> str:
@@ -203,15 +203,17 @@ def _way(way: Sequence[Mark | Box], frames: int, sides: Sequence[Sequence[float]
 
 
 def _read(path: Path, kind: type[Entry], size: Size) -> list[Entry]:
+    example = '{"frame": 0, "x": 12, "y": 30}' if kind is Mark else '{"frame": 0, "x": 4, "y": 8, "w": 20, "h": 16}'
     try:
-        rows: Any = parsed_json(Path(path).read_text(encoding="utf-8"))
+        entries = TypeAdapter(list[kind]).validate_json(path.read_bytes())
     except OSError as fault:
         raise InputError(f"{path} cannot be read ({fault.strerror}): name a JSON file.") from None
-    except ValueError as fault:
-        raise InputError(f"{path} is no JSON ({fault}): give a list of {_example(kind)}.") from None
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path} holds no list of places: give one or more of {_example(kind)}.")
-    entries = [_entry(path, number, row, kind, size) for number, row in enumerate(rows, 1)]
+    except ValidationError as error:
+        raise InputError(f"{path}{_complaint(error.errors()[0])}: give a list of entries like {example}.") from None
+    if not entries:
+        raise InputError(f"{path} holds no list of places: give one or more of {example}.")
+    for number, entry in enumerate(entries, 1):
+        _refuse_outside(f"{path}, entry {number}", entry, size)
     for way in _by_name([entry for entry in entries if entry.name is not None]):
         for before, after in pairwise(way):
             if before.frame == after.frame:
@@ -221,24 +223,19 @@ def _read(path: Path, kind: type[Entry], size: Size) -> list[Entry]:
     return entries
 
 
-def _entry(path: Path, number: int, row: Any, kind: type[Entry], size: Size) -> Entry:
-    try:
-        entry = kind.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = ".".join(map(str, first["loc"])) or "all of it"
-        raise InputError(
-            f"{path}, entry {number}, {what}: {first['msg']}; an entry is like {_example(kind)}."
-        ) from None
+def _complaint(error: Any) -> str:
+    """Of pydantic: where in the file, and what."""
+    if not error["loc"]:
+        return f" is no JSON ({error['msg']})" if error["type"] == "json_invalid" else " holds no list of places"
+    entry, *names = error["loc"]
+    return f"{', '.join([f', entry {entry + 1}', *names])}, {error['msg']}"
+
+
+def _refuse_outside(where: str, entry: Mark | Box, size: Size) -> None:
     frames, height, width = size
-    (y, x), inside = entry.centre, entry.frame < frames
-    if not inside or (entry.visible and not (0 <= y < height and 0 <= x < width)):
+    y, x = entry.centre
+    if entry.frame >= frames or (entry.visible and not (0 <= y < height and 0 <= x < width)):
         raise InputError(
-            f"{path}, entry {number}: x {x:g}, y {y:g} in frame {entry.frame} lies outside of the clip, {frames} "
-            f"frames of {width} x {height} pixels, counted from zero: take it out or correct it."
+            f"{where}: x {x:g}, y {y:g} in frame {entry.frame} lies outside of the clip, {frames} frames of "
+            f"{width} x {height} pixels, counted from zero: take it out or correct it."
         )
-    return entry
-
-
-def _example(kind: type[Mark] | type[Box]) -> str:
-    return '{"frame": 0, "x": 12, "y": 30}' if kind is Mark else '{"frame": 0, "x": 4, "y": 8, "w": 20, "h": 16}'

@@ -11,12 +11,13 @@ from typing import Any
 
 from scipy.stats import rankdata
 
-from motionlora.data.cache import replacing
+from motionlora.data.cache import write_text
 from motionlora.data.errors import InputError
 from motionlora.data.json_text import parsed_json
 from motionlora.infer.report import comparison_id, row_id
 from motionlora.infer.row import Row
 from motionlora.infer.statistics import mean_interval, mean_of
+from motionlora.infer.table_text import as_cell, markdown_table, short, span
 
 FORMAT = "motionlora ranking 1"
 CRITERIA = ("motion", "text", "quality")
@@ -38,9 +39,8 @@ def sum_up(files: Sequence[Path], out: Path, say: Callable[[str], None] = print)
             raise InputError(f"{files[index]} holds the same ranks as {files[texts.index(text)]}: give each once.")
     figures = ranked(rankings, rows)
     text = table(figures, [str(ranking.get("rater") or "unnamed") for ranking in rankings])
-    for name, content in (("rankings.json", json.dumps(figures, indent=2) + "\n"), ("rankings.md", text)):
-        with replacing(out / name) as draft:
-            draft.write_text(content, encoding="utf-8")
+    write_text(out / "rankings.json", json.dumps(figures, indent=2) + "\n")
+    write_text(out / "rankings.md", text)
     say(text)
 
 
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def ranked(rankings: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A figure for each method and criterion, from all raters."""
+    """A figure for each method and criterion, from all raters; the best mean rank of each criterion first."""
     known = {row_id(row): row for row in rows}
     ranks: Ranks = {}
     best: Ranks = {}
@@ -69,7 +69,7 @@ def ranked(rankings: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[d
                     place = (cell.method, criterion)
                     ranks.setdefault(place, {}).setdefault(cell.clip, []).append(float(rank))
                     best.setdefault(place, {}).setdefault(cell.clip, []).append(float(rank == given.min()))
-    return [
+    figures = [
         {
             "method": method,
             "criterion": criterion,
@@ -78,23 +78,21 @@ def ranked(rankings: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[d
             "best": mean_of(list(best[method, criterion].values())),
             "ranked": sum(map(len, clips.values())),
         }
-        for (method, criterion), clips in sorted(ranks.items(), key=lambda item: CRITERIA.index(item[0][1]))
+        for (method, criterion), clips in ranks.items()
     ]
+    return sorted(figures, key=lambda figure: (CRITERIA.index(figure["criterion"]), figure["rank"]))
 
 
 def table(figures: Sequence[Mapping[str, Any]], raters: Sequence[str]) -> str:
-    """As Markdown, the best mean rank of each criterion first."""
-    people = ", ".join(" ".join(name.split()).replace("|", "/").replace("<", "&lt;") for name in raters)
-    lines = ["# Blind rankings", "", f"{len(raters)} raters: {people}.", ""]
-    lines += ["| criterion | method | mean rank | 95 % | best or equal | ranked |", "|" + " --- |" * 6]
-    for criterion in CRITERIA:
-        for f in sorted((f for f in figures if f["criterion"] == criterion), key=lambda f: f["rank"]):
-            low, high = f["interval"]
-            span = f"{low:.2f} .. {high:.2f}" if low == low else "-"
-            lines.append(
-                f"| {criterion} | {f['method']} | {f['rank']:.2f} | {span} | {f['best']:.0%} | {f['ranked']} |"
-            )
-    return "\n".join([*lines, ""])
+    """As Markdown."""
+    people = ", ".join(map(as_cell, raters))
+    heads = ["criterion", "method", "mean rank", "95 %", "best or equal", "ranked"]
+    lines = [
+        [f["criterion"], f["method"], short(f["rank"]), span(*f["interval"]), f"{f['best']:.0%}", str(f["ranked"])]
+        for f in figures
+    ]
+    title = ["# Blind rankings", "", f"{len(raters)} raters: {people}.", ""]
+    return "\n".join([*title, *markdown_table(heads, lines), ""])
 
 
 def _read(path: Path, rows: Sequence[Row]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read_reference(settings: GenerateSettings, say: Callable[[str], None]) -> Cl
             f"Reference {path} came and guidance {name} takes none: choose --guidance {', '.join(able[:-1])} or "
             f"{able[-1]}, or leave --reference out."
         )
-    clip = read_clip(path, frames=None, fps=None, height=None, width=None, multiple=1, say=say)
+    clip = read_clip(path, multiple=1, say=say)
     if (clip.frames, clip.height, clip.width) != size:
         raise InputError(
             f"{path} has {clip.frames} frames of {clip.width} x {clip.height} pixels and {settings.frames} of "
@@ -76,7 +76,7 @@ def encoded(
     """
     latent = model.encode(clip)
     digest = sha256(latent.cpu().contiguous().numpy().tobytes()).hexdigest()
-    strengths = [f"{lora['sha256']} at {lora['strength']}" for lora in loras]
+    strengths = [f"{lora['sha256']} at {lora['strength']}{lora.get('expert', '')}" for lora in loras]
     network = (model.fingerprint, model.parts.text_hash, str(model.dtype), model.device.type, settings.attention)
     folder = None if settings.cache is None else settings.cache / "guidance"
     kept = Kept(folder, content_key("guidance", *network, *strengths, digest))

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from motionlora.data.cache import replacing
+from motionlora.data.cache import write_text
 from motionlora.data.clip import Clip
 from motionlora.heads.lora_file import load_lora
 from motionlora.infer.compare_table import HEADLINES
@@ -56,6 +57,24 @@ def write_report(
     Raises:
         StorageError: the file cannot be written.
     """
+    payload = {
+        "id": comparison_id(rows),
+        "heading": heading,
+        "fps": cells[0].pair.source.read().fps if cells else 1.0,
+        "measures": [asdict(measure) for measure in MEASURES],
+        "costs": COSTS,
+        "gains": [asdict(gain) for gain in gains_of(rows) if gain.measure in HEADLINES],
+        "headlines": HEADLINES,
+        "loras": loras_of(cells),
+        **_pictured(cells, rows, clip_of, paths_of),
+    }
+    write_text(path, page_of(payload))
+
+
+def _pictured(
+    cells: Sequence[Cell], rows: Sequence[Row], clip_of: Callable[[Cell], Clip], paths_of: Callable[[Source], Paths]
+) -> dict[str, Any]:
+    """The rows, and every clip that they and their sources show, as one picture each and one of its displacements."""
     sheets: dict[str, dict[str, Any]] = {}
     fields: dict[str, np.ndarray] = {}
 
@@ -70,34 +89,16 @@ def write_report(
     for cell, row in zip(cells, rows, strict=True):
         source = cell.pair.source
         if source.name not in sources:
-            number = sheet(source.content, source.read)
-            sources[source.name] = {"sheet": number, "paths": paths_of(source)}
-        made = row.status == "done"
+            sources[source.name] = {"sheet": sheet(source.content, source.read), "paths": paths_of(source)}
         name = source.content if row.control == "reference" else row.key
-        number = sheet(name, lambda cell=cell: clip_of(cell)) if made else None
+        number = sheet(name, partial(clip_of, cell)) if row.status == "done" else None
         shown.append({**asdict(row), "id": row_id(row), "sheet": number})
         del shown[-1]["key"]
     speed = full_speed(fields.values())
     for name, found in sheets.items():
-        found["field"] = webp_of(
-            [Image.fromarray(coloured(frame, speed)) for frame in fields[name]], found["columns"], 80
-        )
-    payload = {
-        "id": comparison_id(rows),
-        "heading": heading,
-        "fps": cells[0].pair.source.read().fps if cells else 1.0,
-        "measures": [asdict(measure) for measure in MEASURES],
-        "costs": COSTS,
-        "gains": [asdict(gain) for gain in gains_of(rows) if gain.measure in HEADLINES],
-        "sources": sources,
-        "sheets": list(sheets.values()),
-        "speed": speed,
-        "headlines": HEADLINES,
-        "loras": loras_of(cells),
-        "rows": shown,
-    }
-    with replacing(path) as draft:
-        draft.write_text(page_of(payload), encoding="utf-8")
+        pictures = [Image.fromarray(coloured(frame, speed)) for frame in fields[name]]
+        found["field"] = webp_of(pictures, found["columns"], 80)
+    return {"sources": sources, "sheets": list(sheets.values()), "speed": speed, "rows": shown}
 
 
 def page_of(payload: dict[str, Any]) -> str:
@@ -110,7 +111,8 @@ def page_of(payload: dict[str, Any]) -> str:
 
 def embedded(payload: Any) -> str:
     """JSON that cannot end the script it stands in, nor begin markup; NaN becomes null."""
-    text = json.dumps(_without_nan(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    finite = json.loads(json.dumps(payload), parse_constant=lambda name: None)
+    text = json.dumps(finite, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
@@ -125,14 +127,8 @@ def sheet_of(clip: Clip) -> dict[str, Any]:
     if scale < 1:
         pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
     source = webp_of(pictures, columns, 92 if scale == 1 else 80)
-    return {
-        "src": source,
-        "width": width,
-        "height": height,
-        "frames": clip.frames,
-        "columns": columns,
-        "pixels": clip.width,
-    }
+    size = {"width": width, "height": height, "pixels": clip.width}
+    return {"src": source, "frames": clip.frames, "columns": columns, **size}
 
 
 def webp_of(pictures: Sequence[Image.Image], columns: int, quality: int) -> str:
@@ -192,11 +188,3 @@ def comparison_id(rows: Sequence[Row]) -> str:
 
 def _part(name: str) -> str:
     return (resources.files("motionlora.infer") / name).read_text(encoding="utf-8")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

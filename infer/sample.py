@@ -6,7 +6,8 @@ Letters: b batch, c latent channel, f latent frame, h height, w width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from motionlora.data.errors import InputError, NumbersError
+from motionlora.heads.lora import set_strengths, strengths
 from motionlora.heads.schedule import euler_times
 from motionlora.infer.guidance import Kept, Walk
 
@@ -66,12 +68,29 @@ def sample(walk: Walk, guidance: Guidance, progress: Progress = SILENT) -> Laten
         NumbersError: the latent became NaN or infinite; names the step.
     """
     latent = walk.noise
-    with guidance.steering(walk) as steer:
+    with resting_loras(walk) as rest, guidance.steering(walk) as steer:
         for step, (now, then) in enumerate(progress(list(pairwise(walk.times)))):
+            rest(now)
             latent = steer(latent, now)
             latent = latent + (then - now) * walk.velocity(latent, now)
             refuse_bad_numbers(latent, step, now, len(walk.times) - 1)
     return latent
+
+
+@contextmanager
+def resting_loras(walk: Walk) -> Iterator[Callable[[Time], None]]:
+    """Switches all LoRAs of the model off from the first time below `walk.lora_until` to the end of the context."""
+    acting = strengths(walk.model.transformer) if walk.lora_until else {}
+
+    def rest(now: Time) -> None:
+        if acting and now < walk.lora_until:
+            set_strengths(walk.model.transformer, dict.fromkeys(acting, 0.0))
+
+    try:
+        yield rest
+    finally:
+        if acting:
+            set_strengths(walk.model.transformer, acting)
 
 
 def new_walk(
@@ -87,7 +106,8 @@ def new_walk(
     reference: Latent | None = None,
     kept: Kept | None = None,
 ) -> Walk:
-    """A walk that starts where `WanPipeline(generator=torch.Generator().manual_seed(seed))` does, on any device.
+    """A walk that starts where the stock pipeline with `generator=torch.Generator().manual_seed(seed)` does, on any
+    device.
 
     Args:
         seed: several make a batch, each with its own noise; then `prompt` holds one caption for all, or one each.
@@ -95,9 +115,20 @@ def new_walk(
         kept: what other walks by the same model from the same reference have computed; None begins anew.
 
     Raises:
-        InputError: a size that the model cannot make, or captions that do not fit the seeds.
+        InputError: a size that the model cannot make, captions that do not fit the seeds, or settings that it has no
+            use for.
     """
     refuse_size(model, frames, height, width)
+    if sample.scale_low is not None and not model.experts.boundary:
+        raise InputError(
+            f"sample.scale_low is {sample.scale_low:g}, and {model.name} has no low-noise expert: leave it out, or set "
+            "it to null in the file."
+        )
+    if sample.lora_until and model.experts.boundary:
+        raise InputError(
+            f"sample.lora_until is {sample.lora_until:g}, and {model.name} has two experts, each with its own LoRAs: "
+            "leave it out, and load LoRAs on the high-noise expert alone."
+        )
     seeds = [seed] if isinstance(seed, int) else list(seed)
     for what in (prompt, negative):
         if not seeds or len(what) not in (1, len(seeds)):
@@ -105,7 +136,7 @@ def new_walk(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latent_frames, f = (frames - 1) // model.frame_multiple + 1, model.spatial_factor
     shape = (1, model.channels, latent_frames, height // f, width // f)
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    noise = torch.cat([model.noise(shape, generator) for generator in generators])
     return Walk(
         model=model,
         prompt=prompt.to(model.device),
@@ -116,12 +147,14 @@ def new_walk(
         reference=reference,
         generator=generators[0],
         kept=kept or Kept(),
+        lora_until=sample.lora_until or 0.0,
+        scale_low=sample.scale_low,
     )
 
 
 def refuse_size(model: Backbone, frames: int, height: int, width: int) -> None:
     """InputError, with the nearest size, for a clip that the model cannot make."""
-    k, m = model.frame_multiple, model.multiple
+    k, m = model.whole_multiple, model.multiple
     if frames < 1 or (frames - 1) % k:
         low = max(frames - (frames - 1) % k, 1)
         raise InputError(f"{model.name} makes clips of {k}k + 1 frames, got {frames}: set it to {low} or {low + k}.")

@@ -1,15 +1,16 @@
 """Settings of this room: how to walk from noise to a clip, and which clips to make. Imports no torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
 from motionlora.data.errors import InputError
 from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
+from motionlora.heads.settings import Expert
 from motionlora.infer.guide_none import NoGuidance
 
 
@@ -20,17 +21,28 @@ class SampleSettings(Settings):
     """Steps of the walk (Wan 2.1: 50; Follow-Your-Motion: 30)."""
     scale: float = Field(default=5.0, ge=0)
     """Classifier-free guidance (Wan 2.1: 5; Follow-Your-Motion: 7); 1 or below makes one pass a step, not two."""
+    scale_low: float | None = Field(default=None, ge=0)
+    """The same while the low-noise expert of a model of two has its turn (Wan 2.2 A14B: 3); none takes `scale`."""
     shift: float = Field(default=3.0, gt=0)
-    """Time shift: 3 for 480p, 5 for 720p (Wan 2.1)."""
+    """Time shift: 3 for 480p, 5 for 720p (Wan 2.1); 1.732 for CogVideoX 2B, 1 for 5B (square root of its SNR shift)."""
+    lora_until: float | None = Field(default=None, ge=0, le=1)
+    """Noise level below which LoRAs rest, and the model alone draws what things look like; 0 lets them act to the end.
+    None takes what their files recommend: where their training ended (ours)."""
+
+    @property
+    def passes(self) -> int:
+        """Through the model in a step: one with the caption, and one without where it is guided."""
+        return 2 if self.scale > 1 else 1
 
 
 class GenerateSettings(Settings):
     """Which clips to make: every caption with every seed, by one model with any number of LoRAs."""
 
     model: str = "tiny"
-    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    """`tiny` (embedded), a diffusers folder or a hub id: Wan (2.1, 2.2 TI2V-5B, 2.2 T2V-A14B) or CogVideoX (2B, 5B)."""
     lora: tuple[str, ...] = ()
-    """LoRA files, each FILE or FILE:STRENGTH, as in temporal.safetensors:0.5."""
+    """LoRA files, each FILE or FILE:STRENGTH, as in temporal.safetensors:0.5; for one expert of two that the file does
+    not name, @high or @low behind it."""
     strength: float = Field(default=0.5, ge=-4, le=4)
     """Of a LoRA that is given without one and whose header recommends none (Follow-Your-Motion: 0.5)."""
     caption: tuple[str, ...] = ()
@@ -103,20 +115,33 @@ class GenerateSettings(Settings):
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """A LoRA file and how strongly it shall act; None leaves that to the file's header."""
+    """A LoRA file, how strongly it shall act, and on which of two experts; None leaves that to the file's header."""
 
     path: Path
     strength: float | None
+    expert: Expert | None = None
+
+    def __str__(self) -> str:
+        strength = "" if self.strength is None else f":{self.strength}"
+        return f"{self.path}{strength}" + (f"@{self.expert}" if self.expert else "")
 
 
 def lora_choice(text: str) -> LoraChoice:
-    """`FILE` or `FILE:STRENGTH` as a choice; a drive letter (C:\\...) is part of the file.
+    """`FILE` or `FILE:STRENGTH`, behind it perhaps `@high` or `@low`; a drive letter (C:\\...) is part of the file.
 
     Where a file has the whole text as its name, that file is meant.
 
     Raises:
         InputError: what stands after the last colon is no strength from -4 to 4, or no file is named.
     """
+    rest, _, word = text.rpartition("@")
+    for expert in get_args(Expert):
+        if word == expert and not Path(text).is_file():
+            return replace(_file_and_strength(rest), expert=expert)
+    return _file_and_strength(text)
+
+
+def _file_and_strength(text: str) -> LoraChoice:
     path, colon, tail = text.rpartition(":")
     if not colon or Path(text).is_file() or (len(path) == 1 and tail[:1] in ("\\", "/")):
         if not text.strip():
@@ -127,5 +152,8 @@ def lora_choice(text: str) -> LoraChoice:
     except ValueError:
         strength = math.nan
     if not path or not -4 <= strength <= 4:
-        raise InputError(f"LoRA {text!r} should be FILE or FILE:STRENGTH, with a strength from -4 to 4.")
+        raise InputError(
+            f"LoRA {text!r} should be FILE or FILE:STRENGTH, with a strength from -4 to 4, and of two experts perhaps "
+            "@high or @low behind it."
+        )
     return LoraChoice(Path(path), strength)

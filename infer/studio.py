@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from motionlora.data.cache import content_key, replacing
+from motionlora.data.cache import content_key, write_text
 from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import InputError, StorageError
+from motionlora.data.say import Say, silent
 from motionlora.heads.backbone import Prompt
-from motionlora.heads.lora import load_into, unload
+from motionlora.heads.lora import unload
 from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
 from motionlora.infer.generate import Stopwatch, loaded_model, versions
 from motionlora.infer.learned import learned_beside
 from motionlora.infer.method import PLAIN, Method
-from motionlora.infer.order import chosen_device, loaded_lora
+from motionlora.infer.order import chosen_device, loaded_lora, settled
 from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.reference import Reference, encoded
@@ -72,10 +73,11 @@ class Studio:
         texts = list(dict.fromkeys([*captions, settings.negative, ""]))
         embedded = self.model.embed(texts)
         self.prompts: dict[str, Prompt] = {text: embedded[index].to("cpu") for index, text in enumerate(texts)}
-        self._facts: dict[str, dict[str, Any]] = {}
         self._loaded = ""
-        self._reference: tuple[tuple[str, str], Reference] | None = None
-        self._clip: tuple[str, Clip] | None = None
+        self._read = lru_cache(1)(lambda lora: [loaded_lora(lora, strength)] if lora else [])
+        self._facts = cache(lambda lora: self._read(lora)[0].facts() if lora else {})
+        self.source_clip: Callable[[Source], Clip] = lru_cache(1)(lambda source: source.read())
+        self._encoded = lru_cache(1)(self._encode)
 
     def key(self, cell: Cell) -> str:
         """Of the clip: equal wherever everything that goes into it is equal, whichever comparison asks.
@@ -95,8 +97,8 @@ class Studio:
             return content_key("static", *map(str, (*network, *walk, *asked, code)))
         steering = (method.guidance_name, method.guidance.model_dump_json())
         reference = cell.donor.source.content if guidance.needs_reference else ""
-        lora = self._lora(cell)
-        learned = f"{lora['sha256']} at {lora['strength']}" if lora else ""
+        lora = self._facts(_lora_of(cell))
+        learned = f"{lora['sha256']} at {lora['strength']}{lora.get('expert', '')}" if lora else ""
         return content_key("cell", *map(str, (*network, *walk, *asked, *steering, reference, learned, code)))
 
     def is_done(self, cell: Cell) -> bool:
@@ -106,7 +108,7 @@ class Studio:
         key = self.key(_plain(cell) if cell.method.control == "static" else cell)
         return self._file(key, "json").is_file() and self._file(key, "mp4").is_file()
 
-    def clip(self, cell: Cell, title: str, say: Callable[[str], None]) -> tuple[Clip, dict[str, float]]:
+    def clip(self, cell: Cell, title: str, say: Say) -> tuple[Clip, dict[str, float]]:
         """The cell's clip as it is stored, made where it is not there, and what it took (empty for a mere copy).
 
         Raises:
@@ -127,19 +129,15 @@ class Studio:
             raise StorageError(f"{self._file(key, 'mp4')} cannot be read again after it was written: check the disk.")
         return stored
 
-    def source_clip(self, source: Source) -> Clip:
-        """The reference's pixels, kept for the next cell."""
-        if self._clip is None or self._clip[0] != source.content:
-            self._clip = (source.content, source.read())
-        return self._clip[1]
-
     def _make(self, cell: Cell, key: str, title: str) -> None:
         """Walks, and keeps clip and story; the story last, so that where it is the clip is whole."""
         watch, method = Stopwatch(), cell.method
         with watch.timed("reference"):
-            lora = self._lora(cell)
-            self._load(cell.donor.lora if method.lora else "", method)
-            reference = self._encoded(cell, lora)
+            which = _lora_of(cell)
+            lora = self._facts(which)
+            self._load(which)
+            needed = type(method.guidance).needs_reference
+            reference = self._encoded(cell.donor.source, which) if needed else Reference()
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -152,7 +150,7 @@ class Studio:
                 frames=self.size.frames,
                 height=self.size.height,
                 width=self.size.width,
-                sample=self.how.sample,
+                sample=settled(self.how.sample, self._read(which)),
                 reference=reference.latent,
                 kept=reference.kept,
             )
@@ -168,60 +166,38 @@ class Studio:
         story |= {"guidance": method.guidance.model_dump(mode="json"), "reference": reference.facts}
         story |= {"settings": self.how.model_dump(mode="json"), "device": str(self.device), "versions": versions()}
         write_clip(clip, self._file(key, "mp4"), comment=cell.pair.caption, exact=self.exact)
-        with replacing(self._file(key, "json")) as draft:
-            draft.write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(self._file(key, "json"), json.dumps(story, indent=2, ensure_ascii=False) + "\n")
 
-    def _stored(self, key: str, say: Callable[[str], None]) -> tuple[Clip, dict[str, float]] | None:
+    def _stored(self, key: str, say: Say) -> tuple[Clip, dict[str, float]] | None:
         """A clip and what it took; None, which is said, where one of the two files is damaged."""
         story, film = self._file(key, "json"), self._file(key, "mp4")
         if not (story.is_file() and film.is_file()):
             return None
         try:
-            cost = json.loads(story.read_text(encoding="utf-8"))["cost"]
-            caption = json.loads(story.read_text(encoding="utf-8"))["caption"]
-            clip = read_clip(
-                film, frames=None, fps=None, height=None, width=None, multiple=1, caption=caption, say=_silent
-            )
-        except (InputError, ValueError, KeyError) as fault:
+            told = json.loads(story.read_text(encoding="utf-8"))
+            clip, cost = read_clip(film, multiple=1, caption=told["caption"], say=silent), told["cost"]
+        except (InputError, ValueError, KeyError, TypeError) as fault:
             say(f"{film}: damaged, made anew ({fault})")
             story.unlink(missing_ok=True)
             return None
         return replace(clip, fps=self.size.fps), cost
 
-    def _lora(self, cell: Cell) -> dict[str, Any]:
-        """Facts of the LoRA that the cell uses, {} for none."""
-        if not cell.method.lora:
-            return {}
-        text = _with_strength(cell.donor.lora, cell.method)
-        if text not in self._facts:
-            self._facts[text] = loaded_lora(text, self.strength).facts()
-        return self._facts[text]
-
-    def _load(self, lora: str, method: Method) -> None:
+    def _load(self, lora: str) -> None:
         """The transformer with this LoRA alone, or with none for ""."""
-        wanted = _with_strength(lora, method) if lora else ""
-        if wanted == self._loaded:
+        if lora == self._loaded:
             return
         if self._loaded:
             unload(self.model.transformer, ADAPTER)
-            self._loaded = ""
-        if wanted:
-            found = loaded_lora(wanted, self.strength)
-            load_into(self.model.transformer, found.lora, ADAPTER, found.strength)
-            self._loaded = wanted
+        self._loaded = ""
+        if lora:
+            self._read(lora)[0].load_onto(self.model, ADAPTER)
+            self._loaded = lora
 
-    def _encoded(self, cell: Cell, lora: dict[str, Any]) -> Reference:
-        """The donor's clip as the guidance takes it, kept with what guidances compute from it."""
-        if not type(cell.method.guidance).needs_reference:
-            return Reference()
-        source = cell.donor.source
-        which = (source.content, self._loaded)
-        if self._reference is None or self._reference[0] != which:
-            how = self.how.model_copy(update={"reference": Path(source.name)})
-            loras = [lora] if lora else []
-            blank = self.prompts[""].to(self.device)
-            self._reference = (which, encoded(self.source_clip(source), self.model, how, loras, blank=blank))
-        return self._reference[1]
+    def _encode(self, source: Source, lora: str) -> Reference:
+        """A clip as guidances take it, kept with what they compute from it under this LoRA."""
+        how = self.how.model_copy(update={"reference": Path(source.name)})
+        loras = [self._facts(lora)] if lora else []
+        return encoded(self.source_clip(source), self.model, how, loras, blank=self.prompts[""].to(self.device))
 
     def _file(self, key: str, suffix: str) -> Path:
         return self.folder / f"{key}.{suffix}"
@@ -232,10 +208,9 @@ def _plain(cell: Cell) -> Cell:
     return replace(cell, method=Method(PLAIN), donor=cell.pair)
 
 
-def _with_strength(lora: str, method: Method) -> str:
-    """FILE:STRENGTH where one is known; the method's own goes before that of the captions file."""
-    return lora if method.strength is None else f"{lora_choice(lora).path}:{method.strength}"
-
-
-def _silent(line: str) -> None:
-    del line
+def _lora_of(cell: Cell) -> str:
+    """FILE or FILE:STRENGTH of the LoRA that the cell uses, "" for none; the method's own strength goes first."""
+    lora, strength = cell.donor.lora, cell.method.strength
+    if not cell.method.lora:
+        return ""
+    return lora if strength is None else str(replace(lora_choice(lora), strength=strength))

@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from motionlora.data.cache import content_key, replacing
+from motionlora.data.cache import content_key, write_text
 from motionlora.infer.check_tracker import check_tracker
 from motionlora.infer.track_points import OpticalFlowTracker, Tracker
 
@@ -21,7 +21,6 @@ def judged_tracker(points: int, folder: Path) -> tuple[Tracker | None, str]:
     path = folder / f"{content_key(*parts)}.json"
     if not path.is_file():
         check = check_tracker(tracker)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps({"passed": check.passed, "told": f"{points} x {points} points. {check}"}))
+        write_text(path, json.dumps({"passed": check.passed, "told": f"{points} x {points} points. {check}"}))
     kept = json.loads(path.read_text())
     return (tracker if kept["passed"] else None), kept["told"]

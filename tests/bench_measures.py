@@ -20,18 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from motionlora.data.benchmark import (
-    Reference,
-    moved_otherwise,
-    played_backwards,
-    protocol_hash,
-    references,
-    seen_in_a_mirror,
-    standing,
-    target_of,
-)
+from motionlora.data.benchmark import CENTRE, REACH, Reference, played_backwards, protocol_hash, references, target_of
 from motionlora.data.clip import Clip
-from motionlora.data.sprites import SIZE, Scene, render
+from motionlora.data.sprites import SIZE, Scene, random_path, render
 from motionlora.infer.check_tracker import check_tracker, sprite_mask, true_tracks
 from motionlora.infer.frechet import frechet
 from motionlora.infer.measure_camera import phase_camera
@@ -145,6 +136,40 @@ def answers(reference: Reference, number: int, true: bool) -> dict[str, Answer]:
         "reversed": Answer(perfect.reversed, perfect.plain, in_a_mirror(played_backwards(target))),
         "still": Answer(still, still, still),
     }
+
+
+def seen_in_a_mirror(scene: Scene) -> Scene:
+    """The scene with the motion of its mirror image, left and right exchanged; a texture keeps its own picture."""
+    flip = np.array([1, -1])
+    turned = (replace(s, path=s.path * flip + [0, SIZE - 1], angle=-s.angle) for s in scene.sprites)
+    bar = (SIZE - 1 - scene.bar[0], scene.bar[1]) if scene.bar else None
+    return replace(scene, sprites=tuple(turned), pan=scene.pan * flip, bar=bar)
+
+
+def standing(scene: Scene) -> Scene:
+    """The scene's first frame, for as long."""
+    frames = len(scene.pan)
+
+    def held(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values[:1], frames, 0)
+
+    stopped = (replace(s, path=held(s.path), angle=held(s.angle), scale=held(s.scale)) for s in scene.sprites)
+    return replace(scene, sprites=tuple(stopped), pan=held(scene.pan))
+
+
+def moved_otherwise(scene: Scene, generator: np.random.Generator) -> Scene:
+    """The scene with a random smooth motion in place of its own, of the camera where only the camera moves."""
+    still = standing(scene)
+    paths = [random_path(generator, len(scene.pan), reach=REACH, family="smooth") for _ in range(2)]
+    if np.ptp(scene.pan, axis=0).any():
+        return replace(still, pan=paths[0] - paths[0][0])
+    # two sprites keep to the left and the right half, as the references' do
+    span, sides = (np.ones(2), [0]) if len(still.sprites) == 1 else (np.array([0.9, 0.36]), [-16, 16])
+    moved = (
+        replace(sprite, path=path * span + CENTRE + np.array([0, side]))
+        for sprite, path, side in zip(still.sprites, paths, sides, strict=False)
+    )
+    return replace(still, sprites=tuple(moved))
 
 
 def figures(answer: Answer, reference: Answer, null: float) -> dict[str, float]:

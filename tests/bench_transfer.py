@@ -28,6 +28,7 @@ from motionlora.data.benchmark import Case, Reference, cases, protocol_hash
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import render
 from motionlora.heads.wan import WanBackbone
+from motionlora.infer.learned import learned_beside
 from motionlora.infer.measure_sprites import observe
 from motionlora.train.demo import judged, learn, shown
 
@@ -88,9 +89,8 @@ class Book:
 def learned(reference: Reference, chosen: argparse.Namespace, book: Book) -> Path:
     out = chosen.work / reference.name
     if f"learn/{reference.name}" not in book.cells:
-        result = learn(reference, out, *chosen.overrides)
-        spent = result.seconds.get("spatial", 0.0) + result.seconds.get("temporal", 0.0)
-        book.once(f"learn/{reference.name}", lambda: {"seconds": spent})
+        learn(reference, out, *chosen.overrides)
+        book.once(f"learn/{reference.name}", lambda: {"seconds": learned_beside(out / "temporal.safetensors").seconds})
     return out / "temporal.safetensors"
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from motionlora.data.errors import InputError
+from motionlora.data.say import silent
 from motionlora.data.yaml_file import config_path
 from motionlora.heads.lora_file import load_lora
 from motionlora.heads.score import head_scores
@@ -31,10 +32,6 @@ from motionlora.train.noise import keyed_generator
 from motionlora.train.settings import TrainSettings
 
 NAMES = ["heads", "positions", "frames", "motion", "rule", "rank", "lr", "strength", "loras", "steps"]
-
-
-def quiet(line: str) -> None:
-    del line
 
 
 def never(*args: Any, **kwargs: Any) -> None:
@@ -137,13 +134,28 @@ def heads_learned(path: Path) -> np.ndarray:
     return np.asarray(rows.reshape(2, 4, 12).any(-1))
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [({"private": True}, True), ({"recompute_every": 2}, True), ({"seed": 1}, False), ({"memory": "lowest"}, False)],
+)
+def test_a_lesson_is_found_again_unless_its_numbers_are_others(
+    settings: AblationSettings, changes: dict[str, Any], same: bool
+) -> None:
+    recipe, source = recipe_of(settings), protocol_pairs("sweep")[0].source
+    folders = {
+        lesson_of(Variant("main"), source, each, "twin", settings.out).folder
+        for each in (recipe, recipe.model_copy(update=changes))
+    }
+    assert (len(folders) == 1) is same
+
+
 def test_lessons_learn_the_heads_that_they_name_and_more_steps_go_on_from_fewer(settings: AblationSettings) -> None:
     recipe = recipe_of(settings)
     source = protocol_pairs("sweep")[0].source
 
     def learned(variant: Variant, root: str = "a") -> Path:
         made = lesson_of(variant, source, recipe, "twin", settings.out / root)
-        learn(made, quiet)
+        learn(made, silent)
         assert made.is_done
         return made.folder / "temporal.safetensors"
 
@@ -203,7 +215,7 @@ def test_a_run_learns_once_survives_a_failure_and_goes_on(
     trains = lessons.train
     monkeypatch.setattr(lessons, "train", lambda s, say: tried.append(s) or trains(s, say))
     with pytest.raises(InputError, match="2 of 18 cells failed"):
-        ablate(settings, quiet)
+        ablate(settings, silent)
     assert {s.heads.ratio for s in tried} == {1e6}
     assert [json.loads(line) for line in (settings.out / "ablation.jsonl").read_text().splitlines()] == rows
 

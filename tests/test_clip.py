@@ -17,7 +17,8 @@ from PIL import Image
 from motionlora.data import reading
 from motionlora.data.clip import Clip, describe, read_clip, write_clip
 from motionlora.data.errors import InputError, StorageError
-from motionlora.data.frames import Footage, shown_at, taken
+from motionlora.data.frames import Footage, taken
+from motionlora.data.say import silent
 
 CODECS = {
     "h264.mp4": "libx264",
@@ -28,10 +29,6 @@ CODECS = {
 }
 GOOD = {"libvpx": {"crf": "4", "b": "4M"}}
 FORMS = [*CODECS, "animation.gif", "animation.webp", "folder"]
-
-
-def silent(line: str) -> None:
-    del line
 
 
 def numbered(count: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -110,8 +107,7 @@ def made(tmp_path: Path, form: str, pixels: np.ndarray, fps: int = 20) -> Path:
 
 def read(path: Path, frames: int | None = None, fps: float | None = None, **settings: Any) -> Clip:
     said: list[str] = settings.pop("said", [])
-    size: dict[str, Any] = {"height": None, "width": None} | settings
-    return read_clip(path, frames=frames, fps=fps, say=said.append, **size)
+    return read_clip(path, frames=frames, fps=fps, say=said.append, **settings)
 
 
 # Time
@@ -174,7 +170,8 @@ def test_shown_at_is_brute_force() -> None:
         stamps = np.concatenate([[0.0], np.cumsum(generator.uniform(0.01, 0.2, 30))])
         times = generator.uniform(0, stamps[-1] + 1, 40)
         expected = [max(k for k, stamp in enumerate(stamps) if stamp <= time + 1e-6) for time in times]
-        assert shown_at(stamps, times).tolist() == expected
+        footage = Footage("a", stamps, stamps[-1] + 0.1, 0.0, 64, 64, 1.0, 0, "", (), lambda until: None)
+        assert footage.shown_at(times).tolist() == expected
 
 
 def test_a_single_frame_of_eleven_days_has_a_rate() -> None:
@@ -352,16 +349,8 @@ def test_describe(tmp_path: Path, form: str, reader: str) -> None:
     path = made(tmp_path, form, numbered(24))
     path.with_suffix(".txt").write_text("a grey\nthing\n")
     found = describe(path)
-    expected = {
-        "frames": 24,
-        "fps": 20.0,
-        "rate": "constant",
-        "seconds": 1.2,
-        "height": 64,
-        "width": 96,
-        "reader": reader,
-    }
-    expected |= {"pixel_aspect": 1.0, "rotation": 0, "frames_4k1": 21, "caption": "a grey thing"}
+    expected = {"frames": 24, "fps": 20.0, "rate": "constant", "seconds": 1.2, "frames_4k1": 21, "reader": reader}
+    expected |= {"height": 64, "width": 96, "pixel_aspect": 1.0, "rotation": 0, "caption": "a grey thing"}
     assert {key: found[key] for key in expected} == expected
 
 

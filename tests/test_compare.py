@@ -16,6 +16,7 @@ import torch
 from motionlora.data.benchmark import cases, protocol_hash
 from motionlora.data.clip import Clip, read_clip, write_clip
 from motionlora.data.errors import InputError
+from motionlora.data.say import silent
 from motionlora.data.sprites import random_scene, render
 from motionlora.data.yaml_file import config_path, read_yaml
 from motionlora.heads.lora import MotionLora
@@ -24,8 +25,9 @@ from motionlora.infer import bench_sprites as protocol
 from motionlora.infer import own_code
 from motionlora.infer import studio as studios
 from motionlora.infer.captions_file import read_captions
-from motionlora.infer.compare import compare, grid
+from motionlora.infer.compare import compare
 from motionlora.infer.compare_settings import BenchSpritesSettings, CompareSettings
+from motionlora.infer.grid import grid
 from motionlora.infer.guidance_list import guidance_class, guidance_names
 from motionlora.infer.measure_names import MEASURES
 from motionlora.infer.measure_pair import SPRITES, asked_scene
@@ -33,15 +35,12 @@ from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.own_code import code_hash, sources
 from motionlora.infer.pace import Pace
 from motionlora.infer.pairs import benchmark_facts, read_pairs
+from motionlora.infer.settings import SampleSettings
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.train.command import main
 
 METHODS = ("flowmotion:share=1.0,iterations=1", "inject:share=1.0,blocks=[0]")
 CAPTION, FREE = "a red circle on a dark background", "a fox runs over snow"
-
-
-def quiet(line: str) -> None:
-    del line
 
 
 def never(*args: Any, **kwargs: Any) -> None:
@@ -116,7 +115,7 @@ def test_every_cell_is_made_once_measured_and_found_again(
     monkeypatch.undo()
     walks: list[Any] = []
     monkeypatch.setattr(studios, "walked", lambda *args, real=studios.walked: walks.append(args) or real(*args))
-    compare(changed(settings, methods=(*METHODS, "moft:share=1.0,channels=0.25"), controls=False), quiet)
+    compare(changed(settings, methods=(*METHODS, "moft:share=1.0,channels=0.25"), controls=False), silent)
     assert len(walks) == 4
 
 
@@ -125,7 +124,7 @@ def test_interrupted_is_uninterrupted(
 ) -> None:
     settings = changed(settings, methods=METHODS[:1], seeds=(0,))
     whole = changed(settings, out=tmp_path / "whole", cache=tmp_path / "other")
-    compare(whole, quiet)
+    compare(whole, silent)
     real, calls = studios.walked, iter(range(99))
 
     def stopped(*args: Any) -> Any:
@@ -136,8 +135,8 @@ def test_interrupted_is_uninterrupted(
     monkeypatch.setattr(studios, "walked", stopped)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            compare(settings, quiet)
-    compare(settings, quiet)
+            compare(settings, silent)
+    compare(settings, silent)
     assert without_seconds(settings) == without_seconds(whole)
     costs = ("seconds", "command", "machine")
     tables = [
@@ -152,7 +151,7 @@ def test_a_failing_cell_is_a_row_with_its_sentence_and_the_rest_goes_on(settings
     with pytest.raises(
         InputError, match=r"^4 of 12 cells failed, the rest is in .*; one reason: guidance\.start is 0\.001"
     ):
-        compare(settings, quiet)
+        compare(settings, silent)
     found = results(settings)
     failed = [row for row in found if row["status"] == "failed"]
     assert len(found) == 12
@@ -178,18 +177,18 @@ def test_a_bug_in_one_cell_stops_no_other_and_is_told_at_the_end(
 
     monkeypatch.setattr(studios, "walked", broken)
     with pytest.raises(RuntimeError, match="1 of 4 cells failed") as told:
-        compare(settings, quiet)
+        compare(settings, silent)
     assert isinstance(told.value.__cause__, IndexError)
     assert [row["sentence"] for row in results(settings)].count(
         "a bug of motionlora, IndexError: seven is too many"
     ) == 1
-    compare(settings, quiet)
+    compare(settings, silent)
     assert {row["status"] for row in results(settings)} == {"done"}, "what failed is tried again"
 
 
 def test_a_damaged_cell_is_made_anew(settings: CompareSettings) -> None:
     settings = changed(settings, methods=("none",), controls=False)
-    compare(settings, quiet)
+    compare(settings, silent)
     before, said = without_seconds(settings), []
     film, story = (sorted((settings.out / "cells").glob(f"*.{suffix}")) for suffix in ("mp4", "json"))
     film[0].write_bytes(film[0].read_bytes()[:300])
@@ -200,7 +199,7 @@ def test_a_damaged_cell_is_made_anew(settings: CompareSettings) -> None:
 
 
 def test_what_cannot_be_measured_says_why_and_is_never_0(settings: CompareSettings) -> None:
-    rows = compare(changed(settings, methods=("none",), points=6), quiet)
+    rows = compare(changed(settings, methods=("none",), points=6), silent)
     for row in rows:
         assert set(row.values) | set(row.missing) == {measure.name for measure in MEASURES}
         assert not set(row.values) & set(row.missing)
@@ -216,7 +215,7 @@ def test_what_cannot_be_measured_says_why_and_is_never_0(settings: CompareSettin
 
 
 def test_controls_are_what_they_say(settings: CompareSettings) -> None:
-    rows = compare(changed(settings, methods=METHODS[:1]), quiet)
+    rows = compare(changed(settings, methods=METHODS[:1]), silent)
     own = {row.method: row for row in rows if row.caption == CAPTION and row.seed == 0}
     assert own["reference"].values["smf"] > 0.95
     assert own["reference"].values["leak"] >= own["none"].values["leak"]
@@ -227,7 +226,7 @@ def test_controls_are_what_they_say(settings: CompareSettings) -> None:
 
 def test_the_reference_fed_in_is_the_donors(settings: CompareSettings) -> None:
     """A wrong motion is the right one of the other clip."""
-    pairs = read_pairs(settings, quiet)
+    pairs = read_pairs(settings, silent)
     for cell in grid(pairs, parsed_methods(METHODS, controls=True)):
         assert (cell.donor.source is cell.pair.source) == (cell.method.control != "wrong")
 
@@ -243,7 +242,7 @@ def key_of(model: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -
         clip: int = 0, text: str = "none", seed: int = 0, caption: str = "", wrong: bool = False, **values: Any
     ) -> str:
         settings = CompareSettings.model_validate({**base, **values})
-        pairs = read_pairs(settings, quiet)
+        pairs = read_pairs(settings, silent)
         size = Size(settings.frames, settings.height, settings.width, settings.fps)
         pair = replace(pairs[clip], caption=caption or CAPTION)
         studio = Studio(settings, size, 0.5, [pair.caption])
@@ -282,13 +281,12 @@ def test_each_clip_brings_its_own_lora_and_leaves_no_trace(
     lora_at(tmp_path / "loras/one.safetensors", 1)
     lora_at(tmp_path / "loras/two/temporal.safetensors", 2)
     settings = changed(settings, loras=tmp_path / "loras", seeds=(0,), methods=("lora", "lora:0.2+flowmotion", "none"))
-    rows = {(row.clip, row.method): row for row in compare(settings, quiet)}
+    rows = {(row.clip, row.method): row for row in compare(settings, silent)}
     plain = changed(settings, methods=("none",), controls=False, out=tmp_path / "plain")
-    for row in compare(plain, quiet):
+    for row in compare(plain, silent):
         assert rows[row.clip, "none"].key == row.key, "made after a LoRA was taken away, or without any"
         films = [s.out / "cells" / f"{row.key}.mp4" for s in (settings, plain)]
-        size: dict[str, Any] = {"frames": None, "fps": None, "height": None, "width": None, "multiple": 1, "say": quiet}
-        one, other = (read_clip(film, **size).pixels for film in films)
+        one, other = (read_clip(film, multiple=1, say=silent).pixels for film in films)
         assert np.array_equal(one, other)
     story = json.loads((settings.out / "cells" / f"{rows['two.mp4', 'lora'].key}.json").read_text())
     assert story["lora"]["file"].endswith("two/temporal.safetensors")
@@ -299,7 +297,7 @@ def test_each_clip_brings_its_own_lora_and_leaves_no_trace(
     assert wrong["lora"]["file"].endswith("two/temporal.safetensors")
     (tmp_path / "loras/one.safetensors").unlink()
     with pytest.raises(InputError, match=r"no LoRA for one\.mp4: train one"):
-        compare(settings, quiet)
+        compare(settings, silent)
 
 
 def test_a_dry_run_tells_the_grid_and_makes_nothing(settings: CompareSettings) -> None:
@@ -309,7 +307,7 @@ def test_a_dry_run_tells_the_grid_and_makes_nothing(settings: CompareSettings) -
     told = said[-1]
     assert "2 clips, 2 captions, 2 seeds, 28 cells of 5 frames of 64x64 at 12 fps, 2 steps" in told
     assert re.search(r"^none +4 +4 +16 +0$", told, re.M), told
-    rows = compare(settings, quiet)
+    rows = compare(settings, silent)
     for method in METHODS:
         each = float(next(line for line in told.splitlines() if line.startswith(method)).split()[2])
         assert max(row.cost["forwards"] for row in rows if row.method == method) == each
@@ -361,11 +359,11 @@ def test_clips_of_a_benchmark_that_are_not_there_are_listed(settings: CompareSet
     entries = [{"clip": clip, "caption": f"{clip} style", "kind": "style"} for clip in ("one", "bear")]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, entries)))
     partly = changed(settings, captions=tmp_path / "c.jsonl", benchmark="loveu")
-    assert [pair.caption for pair in read_pairs(partly, quiet)] == ["one style"]
+    assert [pair.caption for pair in read_pairs(partly, silent)] == ["one style"]
     assert "1 of 76 clips; 1 of 304 pairs" in benchmark_facts(partly)["benchmark"]
     assert "not there: bear" in benchmark_facts(partly)["benchmark"]
     with pytest.raises(InputError, match="there is no clip 'bear'"):
-        read_pairs(changed(partly, benchmark=None), quiet)
+        read_pairs(changed(partly, benchmark=None), silent)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +387,7 @@ def test_a_mistake_in_the_captions_is_one_sentence(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=reason):
-        read_pairs(changed(settings, captions=tmp_path / name), quiet)
+        read_pairs(changed(settings, captions=tmp_path / name), silent)
 
 
 def test_kept_clips_and_measures_rest_on_all_the_code_that_makes_them() -> None:
@@ -460,24 +458,14 @@ def test_a_caption_of_the_sprite_world_is_known_for_what_it_asks() -> None:
 def test_the_protocol_walks_as_the_tiny_does_and_tells_its_hash(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     bench = BenchSpritesSettings()
     walk = read_yaml(config_path("tiny"))["generate"]["sample"]
-    assert bench.sample.model_dump() == walk
+    assert bench.sample == SampleSettings.model_validate(walk)
     pairs = protocol.protocol_pairs("full")
     assert sum(len(pair.seeds) for pair in pairs) == 96
     assert len({pair.source.name for pair in pairs}) == 16
     monkeypatch.setattr(protocol, "cases", lambda form: cases("short")[:2])
     words = ["--config", "tiny", "--form", "short", "--model", str(model), "--methods", "sdedit", "--points", "0"]
-    words += [
-        "--sample.steps",
-        "2",
-        "--sample.scale",
-        "1",
-        "--out",
-        str(tmp_path),
-        "--cache",
-        "None",
-        "--device",
-        "cpu",
-    ]
+    words += ["--sample.steps", "2", "--sample.scale", "1", "--device", "cpu"]
+    words += ["--out", str(tmp_path), "--cache", "None"]
     assert main(["bench", "sprites", *words]) == 0
     assert f"hash {protocol_hash()}, form short" in (tmp_path / "table.md").read_text()
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -494,7 +482,7 @@ def test_a_clip_that_stands_still_can_be_kept_and_read_again(tmp_path: Path) -> 
     pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), dtype=np.uint8)
     for clip in (Clip(np.repeat(pixels, 5, 0), 12.0, ""), Clip(np.zeros((5, 16, 24, 3), np.uint8), 7.0, "")):
         write_clip(clip, tmp_path / "still.mp4", exact=True)
-        back = read_clip(tmp_path / "still.mp4", frames=None, fps=None, height=None, width=None, multiple=1, say=quiet)
+        back = read_clip(tmp_path / "still.mp4", multiple=1, say=silent)
         assert np.array_equal(back.pixels, clip.pixels)
         assert back.fps == pytest.approx(clip.fps)
     with pytest.raises(InputError, match=r"written as \.mp4"):

@@ -1,6 +1,8 @@
 """Laws of `generate`: files that tell how they were made, strengths as asked, and refusals before any work."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from PIL import Image
 
 from motionlora.data.clip import Clip, read_clip
-from motionlora.data.errors import InputError, StorageError
-from motionlora.heads.lora import MotionLora, load_into, unload
+from motionlora.data.errors import InputError, NumbersError, StorageError
+from motionlora.heads.lora import MotionLora, load_into, set_strengths, strengths, unload
 from motionlora.heads.lora_file import save_lora
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer import generate as room
 from motionlora.infer.generate import generate, generate_clip, slug
 from motionlora.infer.guide_none import NoGuidance
+from motionlora.infer.order import settled
 from motionlora.infer.sample import new_walk, sample
 from motionlora.infer.settings import GenerateSettings, LoraChoice, SampleSettings, lora_choice
 from motionlora.infer.sheet import TILE, contact_sheet
@@ -72,7 +75,8 @@ def test_every_caption_with_every_seed_is_a_file_with_its_story(
     )
     story = json.loads(paths[3].with_suffix(".json").read_text())
     assert (story["caption"], story["seed"]) == (CAPTIONS[1], 12)
-    assert GenerateSettings.model_validate({**story["settings"], "guidance": {}}) == settings
+    acted_to_the_end = changed(settings, sample=settings.sample.model_copy(update={"lora_until": 0.0}))
+    assert GenerateSettings.model_validate({**story["settings"], "guidance": {}}) == acted_to_the_end
     assert story["settings"]["guidance"] == {"name": "NoGuidance"}
     assert set(story["seconds"]) == {"load", "embed", "sample", "decode"}
     assert set(story["versions"]) >= {"torch", "diffusers", "peft"}
@@ -108,9 +112,10 @@ def test_the_same_call_gives_the_same_pixels_and_takes_the_place_of_the_old_file
     assert [file for file in settings.out.iterdir() if file.suffix not in (".webp", ".json")] == []
 
 
-def latent(twin: WanBackbone, seed: int = 4) -> torch.Tensor:
+def latent(twin: WanBackbone, seed: int = 4, until: float = 0.0) -> torch.Tensor:
     prompt, negative = twin.embed([CAPTIONS[0]]), twin.embed([""])
-    walk = new_walk(twin, prompt, negative, seed=seed, sample=SampleSettings(steps=3, scale=3.0), **SIZE)
+    how = SampleSettings(steps=3, scale=3.0, lora_until=until)
+    walk = new_walk(twin, prompt, negative, seed=seed, sample=how, **SIZE)
     return sample(walk, NoGuidance())
 
 
@@ -128,12 +133,68 @@ def test_a_lora_at_zero_is_the_base_bit_for_bit_and_acts_in_proportion(twin: Wan
     assert torch.equal(latent(twin), plain)
 
 
+@pytest.mark.parametrize("acting", [1, 2, 4])
+def test_below_its_noise_level_a_lora_rests_and_is_back_after_the_walk(
+    twin: WanBackbone, lora_file: Path, acting: int
+) -> None:
+    how = SampleSettings(steps=4, scale=3.0)
+    walk = new_walk(twin, twin.embed([CAPTIONS[0]]), twin.embed([""]), seed=4, sample=how, **SIZE)
+    until = float(walk.times[acting - 1])  # the last time at which it still acts
+    walk = replace(walk, lora_until=until)
+    load_into(twin.transformer, room.loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
+    try:
+        found = sample(walk, NoGuidance())
+        assert strengths(twin.transformer) == {"lora0": 0.5}
+        with pytest.raises(NumbersError):
+            sample(replace(walk, noise=walk.noise * float("nan")), NoGuidance())
+        assert strengths(twin.transformer) == {"lora0": 0.5}
+        wanted = walk.noise
+        for step, (now, then) in enumerate(pairwise(walk.times)):
+            set_strengths(twin.transformer, {"lora0": 0.5 if step < acting else 0.0})
+            wanted = wanted + (then - now) * walk.velocity(wanted, now)
+    finally:
+        unload(twin.transformer, "lora0")
+    assert torch.equal(found, wanted)
+
+
+def test_loras_rest_where_their_training_ended_unless_they_are_told(lora_file: Path, tmp_path: Path) -> None:
+    lora, levels = room.loaded_lora(str(lora_file), 0.5).lora, {}
+    for name, until in (("a", {"until": 0.8}), ("b", {"until": 0.8}), ("c", {}), ("d", {"until": "never"})):
+        save_lora(replace(lora, provenance=until), tmp_path / f"{name}.safetensors")
+        levels[name] = room.loaded_lora(str(tmp_path / f"{name}.safetensors"), 0.5)
+    own, asked = SampleSettings(), SampleSettings(lora_until=0.3)
+    for names, until in (("", 0.0), ("a", 0.8), ("ab", 0.8), ("c", 0.0), ("cd", 0.0)):
+        loras = [levels[name] for name in names]
+        assert settled(own, loras) == SampleSettings(lora_until=until)
+        assert settled(asked, loras) == asked
+    with pytest.raises(InputError, match=r"a\.safetensors rests below noise 0\.8, c\.safetensors rests below noise 0,"):
+        settled(own, [levels["a"], levels["c"]])
+    assert settled(SampleSettings(lora_until=0.0), [levels["a"], levels["c"]]).lora_until == 0.0
+
+
+def test_generate_takes_the_level_of_the_file_and_writes_it_down(
+    settings: GenerateSettings, lora_file: Path, tmp_path: Path
+) -> None:
+    lora = room.loaded_lora(str(lora_file), 0.5).lora
+    save_lora(replace(lora, provenance={"until": 0.95}), tmp_path / "a.safetensors")
+    pixels = {}
+    for until in (None, 0.95, 0.0):
+        how = settings.sample.model_copy(update={"lora_until": until})
+        (path,) = generate(changed(settings, lora=(str(tmp_path / "a.safetensors"),), sample=how), say=quiet)
+        story = json.loads(path.with_suffix(".json").read_text())
+        assert story["settings"]["sample"]["lora_until"] == (0.95 if until is None else until)
+        pixels[until] = read_clip(path, multiple=1, caption="", say=quiet).pixels
+    assert np.array_equal(pixels[None], pixels[0.95])
+    assert not np.array_equal(pixels[None], pixels[0.0])
+
+
+@pytest.mark.parametrize("until", [0.0, 0.85])
 def test_the_stock_pipeline_with_the_same_file_and_strength_gives_the_same_latents(
-    twin: WanBackbone, twin_folder: Path, lora_file: Path
+    twin: WanBackbone, twin_folder: Path, lora_file: Path, until: float
 ) -> None:
     load_into(twin.transformer, room.loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
     try:
-        ours = latent(twin)
+        ours = latent(twin, until=until)
     finally:
         unload(twin.transformer, "lora0")
     stock = WanPipeline.from_pretrained(twin_folder)
@@ -141,9 +202,17 @@ def test_the_stock_pipeline_with_the_same_file_and_strength_gives_the_same_laten
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(str(lora_file), adapter_name="temporal")
     stock.set_adapters(["temporal"], [0.5])
+
+    def rest(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:  # as README has it
+        if pipe.scheduler.sigmas[step + 1] < until:
+            pipe.disable_lora()
+        return tensors
+
+    callback: Any = rest  # its annotation there is wrong
     theirs: Any = stock(
         prompt=CAPTIONS[0], negative_prompt="", height=16, width=32, num_frames=5, num_inference_steps=3,
         guidance_scale=3.0, generator=torch.Generator().manual_seed(4), output_type="latent",
+        callback_on_step_end=callback,
     )  # fmt: skip
     assert torch.allclose(ours, theirs.frames, atol=1e-5)
 

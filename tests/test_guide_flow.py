@@ -1,4 +1,7 @@
-"""Known answers of DiTFlow and FastVMT: losses by arithmetic, costs, reused gradients, positions instead of latents."""
+"""Known answers of DiTFlow and FastVMT (losses by arithmetic, costs, reused gradients, positions instead of latents).
+
+That the loss falls in a guided step is a law of MotionClone, too.
+"""
 
 import json
 from dataclasses import replace
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from motionlora.data.clip import read_clip, write_clip
 from motionlora.data.errors import InputError
+from motionlora.data.say import silent
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.schedule import euler_times
 from motionlora.heads.token_grid import TokenGrid
@@ -27,6 +31,7 @@ from motionlora.infer.guide_ditflow import DiTFlow, flow_error
 from motionlora.infer.guide_fastvmt import FastVMT, default_tile, default_window, reused, window_change
 from motionlora.infer.guide_fastvmt import flow_error as weighted_error
 from motionlora.infer.guide_inject import Injection
+from motionlora.infer.guide_motionclone import MotionClone
 from motionlora.infer.guide_none import NoGuidance
 from motionlora.infer.guide_sdedit import SDEdit
 from motionlora.infer.sample import sample
@@ -201,6 +206,8 @@ VARIANTS = [
     FastVMT(lr=0.01, iterations=4),
     FastVMT(lr=0.01, iterations=4, reference_noise="clean", seek="most", window_norm="plain", span=2, tile=(1, 3)),
     FastVMT(lr=0.01, iterations=4, window=8, interval=1, window_weight=0),
+    MotionClone(lr=0.01),
+    MotionClone(lr=0.01, reference_noise="matched"),
 ]
 
 
@@ -357,8 +364,7 @@ def test_generate_uses_what_was_found(
 
 
 def hash_of(path: Path) -> str:
-    clip = read_clip(path, frames=None, fps=None, height=None, width=None, multiple=1, say=lambda _: None)
-    return clip.content_hash()
+    return read_clip(path, multiple=1, say=silent).content_hash()
 
 
 def test_settings_are_read_from_words() -> None:

@@ -119,23 +119,6 @@ def test_the_reference_itself_has_no_loss_and_no_gradient(twin: WanBackbone) -> 
     assert other.abs().mean() > 1e-6  # far above Adam's epsilon of 1e-8
 
 
-@pytest.mark.parametrize("noise", ["clean", "matched"])
-def test_the_loss_falls_in_a_guided_step(twin: WanBackbone, noise: Any) -> None:
-    walk, guidance = walk_on(twin), MotionClone(lr=0.01, reference_noise=noise)
-    now = walk.times[1]
-    with guidance.steering(walk) as steer, torch.no_grad():
-        moved = steer(walk.noise, now)
-        assert walk.reference is not None
-        level = now if noise == "matched" else walk.times[-1]
-        source = (1 - level) * walk.reference + level * walk.noise
-        target = guidance.target(guidance.features(walk, source, level, walk.blank()))
-        before, after = (
-            guidance.loss(guidance.features(walk, latent, now, walk.prompt), target).item()
-            for latent in (walk.noise, moved)
-        )
-    assert after < before
-
-
 def test_a_block_that_is_not_there_is_refused(twin: WanBackbone) -> None:
     with pytest.raises(InputError, match="blocks 0 to 2"):
         sample(walk_on(twin), MotionClone(block=3))

@@ -14,6 +14,7 @@ from motionlora.data import reading_process
 from motionlora.data.clip import Clip, describe, read_clip, write_clip
 from motionlora.data.errors import InputError
 from motionlora.data.limits import Limits
+from motionlora.data.say import silent
 from motionlora.heads.lora_file import load_lora, save_lora
 from motionlora.train.command import main
 
@@ -48,8 +49,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def whole(path: Path, frames: int | None = None, **size: Any) -> Clip:
-    wanted: dict[str, Any] = {"frames": frames, "fps": None, "height": None, "width": None} | size
-    return read_clip(path, say=lambda line: None, **wanted)
+    return read_clip(path, frames=frames, say=silent, **size)
 
 
 # Limits

@@ -1,9 +1,7 @@
 """Known answers of text, quality and box measures, on stub encoders; what has no weights is missing with a reason."""
 
-import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,10 @@ from torch import Tensor
 from motionlora.data.benchmark import references
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import render
-from motionlora.infer.measure_encoders import (
-    CLIP_MEAN,
-    ClipEncoder,
-    DinoEncoder,
-    Encoders,
-    cropped,
-    found_encoders,
-    letterboxed,
-    plain,
-    resized,
-)
+from motionlora.infer.measure_encoders import HEAD, ClipEncoder, DinoEncoder, Encoders, found_encoders
 from motionlora.infer.measure_frames import B32, L14, FrameJudge, boxes_of_sprites
 from motionlora.infer.measure_names import BY_BOXES, BY_QUALITY, BY_TEXT, names
+from motionlora.infer.measure_pictures import CLIP_MEAN, cropped, letterboxed, plain, resized
 from motionlora.infer.measure_quality import aesthetic, consistency, diversity, smoothness_linear
 from motionlora.infer.measure_text import (
     Fit,
@@ -157,47 +146,96 @@ def test_what_is_missing_says_which_command_brings_it(tmp_path: Path) -> None:
     assert "aesthetic-predictor" in none.missing["aesthetic"]
 
 
-def test_encoders_are_what_transformers_compute(tmp_path: Path) -> None:
-    """Small random CLIP and ViT, written as safetensors and found by their names."""
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Small random CLIP and ViT, written as safetensors under their names, and a head on 8 features."""
     from safetensors.torch import save_file
-    from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "fox</w>": 3, "f": 4, "o": 5, "x</w>": 6}
+    tokenizer = CLIPTokenizer(words, [])
     small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small["num_attention_heads"] = 2
     torch.manual_seed(0)
-    vision = small | {"image_size": 224, "patch_size": 56}
-    config: Any = CLIPConfig(text_config=small, vision_config=vision, projection_dim=8)
-    clip: Any = CLIPModel(config).eval()
+    told = small | {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1}
+    config: Any = CLIPConfig(text_config=told, vision_config=small | {"image_size": 224, "patch_size": 56})
+    config.projection_dim = 8
     for name in ("clip-vit-base-patch32", "clip-vit-large-patch14"):
-        clip.save_pretrained(tmp_path / name)
-    vit: Any = ViTModel(ViTConfig(**small, image_size=224, patch_size=56), add_pooling_layer=False).eval()
+        CLIPModel(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    vit: Any = ViTModel(ViTConfig(**small, image_size=224, patch_size=56), add_pooling_layer=False)
     vit.save_pretrained(tmp_path / "dino-vitb16")
-    save_file({"weight": torch.ones(1, 8), "bias": torch.ones(1)}, tmp_path / "sa_0_4_vit_l_14_linear.safetensors")
-    found = found_encoders(str(tmp_path), CPU)
+    save_file({"weight": torch.ones(1, 8), "bias": torch.ones(1)}, tmp_path / f"{HEAD}.safetensors")
+    return tmp_path
+
+
+def test_encoders_are_what_transformers_compute(weights: Path) -> None:
+    from transformers import CLIPModel
+
+    found = found_encoders(str(weights), CPU)
     assert found.missing == {}
     assert isinstance(found.b32, ClipEncoder)
     assert isinstance(found.dino, DinoEncoder)
     assert found.told.count("clip-vit") == 2
+    clip: Any = CLIPModel.from_pretrained(weights / "clip-vit-base-patch32").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (18, 60, 90, 3), dtype=np.uint8)
     features = found.b32.images(pixels, "plain")
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     colours = (torch.from_numpy(plain(pixels[17:])).float() / 255 - torch.tensor(CLIP_MEAN)) / deviation
     with torch.no_grad():
         wanted = clip.get_image_features(pixel_values=colours.movedim(-1, 1)).pooler_output
+        told = clip.get_text_features(torch.tensor([[0, 2, 4, 5, 6, 1]])).pooler_output[0]
     assert features.shape == (18, 8)
     assert torch.allclose(features[17:], wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(features.norm(dim=-1), torch.ones(18))
     assert found.dino.images(pixels).shape == (18, 16)
-    words = {"input_ids": torch.tensor([[3, 5, 49407]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    asked: dict[str, Any] = {}
-
-    def tokenizer(texts: list[str], **how: object) -> SimpleNamespace:
-        asked.update(how, texts=texts)
-        return SimpleNamespace(to=lambda device: words)
-
-    found.b32.__dict__["tokenizer"] = tokenizer
-    with torch.no_grad():
-        told = clip.get_text_features(**words).pooler_output[0]
     assert torch.allclose(found.b32.text("a fox"), told / told.norm(), atol=1e-5)
-    assert (asked["truncation"], asked["max_length"], asked["texts"]) == (True, 77, ["a fox"])
-    assert json.loads((tmp_path / "dino-vitb16" / "config.json").read_text())["hidden_size"] == 16
+
+
+def test_a_caption_that_clip_would_cut_has_no_score(weights: Path) -> None:
+    clip = Clip(np.zeros((3, 32, 32, 3), np.uint8), 12.0, "")
+    judge = FrameJudge(found_encoders(str(weights), CPU))
+    text = set(names(BY_TEXT))
+    values, missing = judge.measured(clip, " ".join(["a"] * 75), clip, None)
+    assert text <= {*values}
+    values, missing = judge.measured(clip, " ".join(["a"] * 76), clip, None)
+    assert not text & {*values}
+    assert all("78 tokens, and CLIP reads 77" in missing[name] for name in text)
+    assert {"tc_adjacent", "tc_pairs", "aesthetic"} <= {*values}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "damage", "reason"),
+    [
+        (
+            "b32",
+            "clip-vit-base-patch32/model.safetensors",
+            lambda held: held.pop("text_projection.weight"),
+            "lacks 1 of",
+        ),
+        ("dino", "dino-vitb16/model.safetensors", lambda held: held.pop("layernorm.bias"), "lacks 1 of"),
+        ("l14", "clip-vit-large-patch14/tokenizer.json", None, "lacks its tokenizer"),
+        ("dino", "dino-vitb16/config.json", None, "is damaged"),
+        ("aesthetic", f"{HEAD}.safetensors", None, "is damaged"),
+        ("aesthetic", f"{HEAD}.safetensors", lambda held: held.pop("bias"), "no linear head"),
+        ("aesthetic", f"{HEAD}.safetensors", lambda held: held.update(weight=torch.ones(7)), "no linear head"),
+    ],
+)
+def test_weights_that_are_not_whole_are_missing_and_never_made_up(
+    weights: Path, name: str, file: str, damage: Any, reason: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = weights / file
+    if damage:
+        held = load_file(path)
+        damage(held)
+        save_file(held, path, {"format": "pt"})
+    elif path.name == "tokenizer.json":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:20])
+    found = found_encoders(str(weights), CPU)
+    assert {*found.missing} == {name}
+    assert reason in found.missing[name]
+    assert getattr(found, name) is None

@@ -6,17 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_measures import moved_otherwise, seen_in_a_mirror, standing
 from scipy import ndimage, stats
 from scipy.spatial import distance
 
-from motionlora.data.benchmark import (
-    Reference,
-    moved_otherwise,
-    played_backwards,
-    references,
-    seen_in_a_mirror,
-    standing,
-)
+from motionlora.data.benchmark import Reference, played_backwards, references
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
 from motionlora.data.sprites import SIZE, Scene, Sprite, coverage, render

@@ -10,12 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora_file import load_lora
+from motionlora.infer.compare import compared
+from motionlora.infer.compare_settings import CompareSettings
+from motionlora.infer.pairs import Pair, Source
+from motionlora.infer.private import secrets, without_secrets
+from motionlora.infer.studio import Size
 from motionlora.train import command, loop
 from motionlora.train.journal import start_trackers
-from motionlora.train.private import needed_again, secrets, without_secrets
+from motionlora.train.private import needed_again
 from motionlora.train.run import train
 from motionlora.train.settings import TrainSettings
 
@@ -87,6 +93,31 @@ def test_a_private_run_goes_on_with_what_its_settings_leave_out(settings: TrainS
         train(copied(again, caption="a green wombat"), print)
     assert "wombat" not in str(refusal.value)
     assert needed_again(settings) == []
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_tables_and_pages_of_a_comparison_tell_no_key_and_where_private_no_path(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    """The model's folder and the command, whose words may hold a key that no setting has."""
+    monkeypatch.setenv("HF_TOKEN", KEYS["HF_TOKEN"])
+    monkeypatch.setattr("sys.argv", ["motionlora", "compare", "--clips", "okapi", KEYS["HF_TOKEN"]])
+    asked = CompareSettings.model_validate(
+        {"model": settings.model, "methods": ("none",), "controls": False, "out": tmp_path / "out", "cache": None,
+         "sample": {"steps": 1}, "device": "cpu", "points": 0, "private": private, "seeds": (0,)}
+    )  # fmt: skip
+    clip = Clip(np.zeros((5, 16, 16, 3), np.uint8), 12.0, "")
+    pairs = [Pair(Source("gnu.mp4", lambda: clip, clip.content_hash()), "a red circle", (0,))]
+    said: list[str] = []
+    compared(pairs, asked, Size(5, 16, 16, 12.0), {}, said.append)
+    shared = [tmp_path / "out" / name for name in ("results.jsonl", "table.csv", "table.md", "report.html")]
+    text = "\n".join([*said, *(path.read_text() for path in shared)])
+    assert KEYS["HF_TOKEN"] not in text
+    assert ("okapi" in text, "<HF_TOKEN>" in text.replace("&lt;", "<")) == (not private, not private)
+    assert (Path(settings.model).name in text) is not private
+    assert "a red circle" in text, "what is compared is told"
+    with pytest.raises(InputError, match="--negative holds the value of HF_TOKEN"):
+        compared(pairs, asked.model_copy(update={"negative": KEYS["HF_TOKEN"]}), Size(5, 16, 16, 12.0), {})
 
 
 def test_a_key_in_a_setting_is_refused_and_one_in_an_error_is_not_shown(

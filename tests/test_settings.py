@@ -95,10 +95,16 @@ def test_words_that_look_like_numbers_stay_words(tmp_path: Path) -> None:
 def test_dashes_and_underscores_are_the_same(tmp_path: Path, flag: str) -> None:
     assert read(tmp_path, "", flag).save_memory
     assert not read(tmp_path, "save_memory: true", "--no-save-memory").save_memory
+    assert not read(tmp_path, "", flag, "--no-save-memory").save_memory
+    assert read(tmp_path, "", "--no-save-memory", flag).save_memory
 
 
 def test_lists_and_nothing_on_the_command_line(tmp_path: Path) -> None:
     assert read(tmp_path, "", "--inner.keep", "a", "b").inner.keep == ("a", "b")
+    assert read(tmp_path, "", "--inner.keep", "a", "--inner.keep=b", "c").inner.keep == ("b", "c"), (
+        "the last one counts"
+    )
+    assert read(tmp_path, "", "--inner.keep").inner == Inner(rank=8, keep=())
     assert read(tmp_path, "clip: x.mp4", "--clip", "None").clip is None
 
 
@@ -167,6 +173,8 @@ def test_a_wrong_file_is_one_sentence(
         (["--lr", "1", "2"], ["--lr is ['1', '2']"]),
         (["--save-memory", "yes"], ["takes no value", "--no-save-memory"]),
         (["word"], ["unexpected word 'word'"]),
+        (["--lr", "1", "--", "x"], ["unknown option --"]),
+        (["--no-lr"], ["unknown option --no-lr"]),
         (["--lr", "inf"], ["finite"]),
         (["--config"], ["--config needs a value"]),
         (["--config", "tinny"], ["tinny does not exist", "did you mean tiny?"]),

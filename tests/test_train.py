@@ -191,7 +191,7 @@ def test_a_run_with_gradient_accumulation_resumes_bit_identical(settings, monkey
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_result(whole, settings):
-    other = weights(train(changed(settings, gradient_checkpointing=True), say=quiet), "temporal")
+    other = weights(train(changed(settings, memory="low"), say=quiet), "temporal")
     for key, weight in weights(whole, "temporal").items():
         torch.testing.assert_close(weight, other[key], atol=1e-5, rtol=1e-4)
 
@@ -396,6 +396,20 @@ def test_a_share_of_samples_is_told_nothing(twin, dropout, least, most):
     assert len(told) == 200
     assert least <= int((told == silent).all((1, 2)).sum()) <= most
     assert int(((told == silent).all((1, 2)) | (told == twin.embed([CAPTION]).embeds).all((1, 2))).sum()) == 200
+
+
+@pytest.mark.parametrize("until", [0.0, 0.6, 0.9])
+def test_a_lora_learns_no_noise_below_its_level_and_its_file_says_so(twin, settings, until):
+    clip = Clip(np.zeros((9, 32, 32, 3), np.uint8), 12.0, CAPTION)
+    temporal = TemporalSettings(stride=2, batch=100, until=until)
+    stage = temporal_stage(twin, clip, np.ones((2, 2), bool), TrainSettings(frames=9, temporal=temporal))
+    times = stage.point(torch.Generator().manual_seed(0)).time
+    assert until <= times.min() < until + 0.15
+    assert times.max() > 0.98
+    short = {**settings.temporal.model_dump(), "steps": 1, "until": until}
+    result = train(changed(settings, temporal=short), say=quiet)
+    assert load_lora(result.paths["temporal"]).provenance.get("until", 0.0) == until
+    assert "until" not in load_lora(result.paths["spatial"]).provenance
 
 
 def test_the_sparse_clip_plays_as_long_as_the_whole():

@@ -8,13 +8,13 @@ and goes on with the same command.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from motionlora.data.benchmark import protocol_hash
 from motionlora.data.errors import StorageError
+from motionlora.data.say import Say, silent
 from motionlora.data.settings import InputError
 from motionlora.infer.bench_sprites import SPRITES, protocol_pairs
 from motionlora.infer.compare import Bench, brief, opened, raise_worst, row_of, sentence_of, unmade
@@ -31,7 +31,6 @@ from motionlora.train.lesson import Lesson, codes_of, learn, lesson_of, prepare
 from motionlora.train.loop import Stopped
 from motionlora.train.settings import TrainSettings
 
-Say = Callable[[str], None]
 SECONDS = 0.009
 """Of one latent frame through the embedded tiny Wan on one CPU core: 300 s for a LoRA of 400 steps of 4 x 7 frames."""
 
@@ -60,7 +59,8 @@ def ablate(settings: AblationSettings, say: Say = print) -> list[Chapter]:
     plan = [planned(ablation, pairs, recipe, bench.studio.model.fingerprint, settings.out) for ablation in chosen]
     work = Work(bench, Pace([cost for part in costs_of(plan, bench.studio) for half in part for cost in half]), say)
     told = f"sprite protocol, hash {protocol_hash()}, form {settings.form}, references: {', '.join(kept)}"
-    method = f"{settings.recipe}, {recipe.temporal.steps} temporal steps, seed {recipe.seed}"
+    name = Path(settings.recipe).name if settings.private else settings.recipe
+    method = f"{name}, {recipe.temporal.steps} temporal steps, seed {recipe.seed}"
     say(f"{told}; {len(chosen)} ablations go to {settings.out}")
     began, chapters = time.perf_counter(), []
     for part in plan:
@@ -144,12 +144,12 @@ class Work:
         name = part.ablation.name
         for number, (variant, lesson) in enumerate(part.lessons, 1):
             title = f"{name}, LoRA {number}/{len(part.lessons)}, {variant.name} of {lesson.source.name}"
-            with self._telling(title) as told:
+            with self.pace.telling(title, self.say) as told:
                 told.append(self._learned(variant, lesson))
         rows = []
         for number, cell in enumerate(part.cells, 1):
             title = f"{name}, clip {number}/{len(part.cells)}, {cell.method.name} on {cell.pair.source.name}"
-            with self._telling(title) as told:
+            with self.pace.telling(title, self.say) as told:
                 rows.append(self._made(cell, title))
                 told.append(rows[-1].sentence or brief(rows[-1]))
         return rows
@@ -158,7 +158,7 @@ class Work:
         """What came of a lesson, in words."""
         came = "was there" if lesson.is_done else "learned"
         try:
-            learn(lesson, _silent)
+            learn(lesson, silent)
             prepare(lesson, variant)
         except Stopped as stop:
             told = f"Stopped, and saved in {lesson.folder}: the same command goes on from there."
@@ -178,18 +178,11 @@ class Work:
         self.errors += [error] if error else []
         return row
 
-    @contextmanager
-    def _telling(self, title: str) -> Iterator[list[str]]:
-        """Says what the body tells, and how much time is left."""
-        began, told = time.perf_counter(), []
-        yield told
-        self.say(f"{title}: {', '.join(told)}; {self.pace.after(time.perf_counter() - began)}")
-
 
 def costs_of(plan: Sequence[Part], studio: Studio) -> list[tuple[list[float], list[float]]]:
     """Latent frames through the model for lessons and cells of each part; 0 for what is there, or came up before."""
     sample, seen = studio.how.sample, set()
-    walk = float(sample.steps * (2 if sample.scale > 1 else 1) * latent_frames(SPRITES.frames, 1))
+    walk = float(sample.steps * sample.passes * latent_frames(SPRITES.frames, 1))
 
     def cost(name: str, is_done: bool, whole: float) -> float:
         new = name not in seen and not is_done
@@ -204,16 +197,13 @@ def costs_of(plan: Sequence[Part], studio: Studio) -> list[tuple[list[float], li
         which = cell.donor.lora if cell.method.lora else PLAIN
         return f"{cell.pair.source.name} {cell.pair.caption} {cell.seed} {which}"
 
-    return [
-        (
-            [cost(str(lesson.folder), lesson.is_done, lesson.work) for _, lesson in part.lessons],
-            [
-                cost(cell_name(cell), is_made(cell), walk) if cell.method.control != "reference" else 0.0
-                for cell in part.cells
-            ],
-        )
-        for part in plan
-    ]
+    costs = []
+    for part in plan:
+        lessons = [cost(str(lesson.folder), lesson.is_done, lesson.work) for _, lesson in part.lessons]
+        walks = [0.0 if cell.method.control == "reference" else walk for cell in part.cells]
+        cells = [cost(cell_name(cell), is_made(cell), each) for cell, each in zip(part.cells, walks, strict=True)]
+        costs.append((lessons, cells))
+    return costs
 
 
 def prediction(plan: Sequence[Part], costs: Sequence[tuple[list[float], list[float]]], recipe: TrainSettings) -> str:
@@ -241,7 +231,3 @@ def _codes(plan: Sequence[Part]) -> str:
         return f"all LoRAs were trained by one state of the training code, {', '.join(codes)}"
     told = f"LoRAs were trained by {len(codes)} states of the training code ({', '.join(codes)})"
     return f"{told}: remove the folder lessons to train all by one"
-
-
-def _silent(line: str) -> None:
-    del line

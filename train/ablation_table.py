@@ -5,21 +5,20 @@ Every variant is compared with the main method, the first of its table, in the s
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from motionlora.data.cache import replacing
-from motionlora.infer.compare_table import failed_rows, line_of, markdown_table, number_of, short, span
-from motionlora.infer.gains import Figure, figures_of, paired
+from motionlora.data.cache import write_text
+from motionlora.infer.compare_table import NO_GAIN, failed_rows, line_of
+from motionlora.infer.gains import Figure, Gain, family, figures_of, paired
 from motionlora.infer.measure_names import LABELS, MEASURES
 from motionlora.infer.plot import Mark, plotted
 from motionlora.infer.row import Row
-from motionlora.infer.statistics import holm, mean_interval, mean_of, sign_flip_p
+from motionlora.infer.statistics import mean_interval, mean_of
+from motionlora.infer.table_text import csv_text, markdown_table, short, span
 from motionlora.train.ablations import Ablation, Claim, Variant
 
 MEASURED = "smf"
@@ -36,35 +35,18 @@ class Chapter:
     rows: list[Row]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A variant less the main method: the mean over references, its 95 % interval, p, p after Holm, pairs."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    pairs: int
-
-
 def write_chapters(chapters: Sequence[Chapter], out: Path, heading: Mapping[str, str]) -> None:
     """All files, each whole or not at all.
 
     Raises:
         StorageError: one cannot be written.
     """
-    lines = [
-        json.dumps({"ablation": chapter.ablation.name, **line_of(row)}, ensure_ascii=False)
-        for chapter in chapters
-        for row in chapter.rows
-    ]
-    texts = {"ablation.md": as_markdown(chapters, heading), "ablation.csv": as_csv(chapters)}
-    texts["ablation.jsonl"] = "".join(f"{line}\n" for line in lines)
-    texts |= {f"{chapter.ablation.name}.svg": plot_of(chapter) for chapter in chapters}
-    for name, text in texts.items():
-        with replacing(out / name) as draft:
-            draft.write_text(text, encoding="utf-8", newline="")
+    lines = [{"ablation": chapter.ablation.name, **line_of(row)} for chapter in chapters for row in chapter.rows]
+    write_text(out / "ablation.md", as_markdown(chapters, heading))
+    write_text(out / "ablation.csv", as_csv(chapters))
+    write_text(out / "ablation.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    for chapter in chapters:
+        write_text(out / f"{chapter.ablation.name}.svg", plot_of(chapter))
 
 
 def as_markdown(chapters: Sequence[Chapter], heading: Mapping[str, str]) -> str:
@@ -87,30 +69,21 @@ def as_markdown(chapters: Sequence[Chapter], heading: Mapping[str, str]) -> str:
 
 def as_csv(chapters: Sequence[Chapter]) -> str:
     """A line for each ablation, variant or control, and measure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [name for name in Figure.__dataclass_fields__]
-    writer.writerow(["ablation", *names, *(f"over_main_{name}" for name in Difference.__dataclass_fields__)])
+    lines = []
     for chapter in chapters:
-        by_measure = {measure.name: differences(chapter, measure.name) for measure in MEASURES}
+        over = {measure.name: differences(chapter, measure.name) for measure in MEASURES}
         for figure in figures_of(chapter.rows):
-            found = by_measure.get(figure.measure, {}).get(figure.method)
-            values = asdict(found).values() if found else [""] * len(Difference.__dataclass_fields__)
-            writer.writerow([chapter.ablation.name, *map(number_of, asdict(figure).values()), *map(number_of, values)])
-    return text.getvalue()
+            gain = over.get(figure.measure, {}).get(figure.method, NO_GAIN)
+            line = {"ablation": chapter.ablation.name, **asdict(figure)}
+            line |= {f"over_main_{name}": getattr(gain, name) for name in ("mean", "low", "high", "p", "p_holm")}
+            lines.append(line | {"over_main_pairs": gain.pairs or ""})
+    return csv_text(lines)
 
 
-def differences(chapter: Chapter, measure: str) -> dict[str, Difference]:
+def differences(chapter: Chapter, measure: str) -> dict[str, Gain]:
     """Of every variant but the main method that shares a pair with it; Holm's family is the table."""
     main, *others = (variant.name for variant in chapter.ablation.variants)
-    groups = {name: paired(chapter.rows, name, main, measure) for name in others}
-    groups = {name: found for name, found in groups.items() if found}
-    ps = {name: sign_flip_p(found) for name, found in groups.items()}
-    corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
-    return {
-        name: Difference(mean_of(found), *mean_interval(found), ps[name], corrected[name], sum(map(len, found)))
-        for name, found in groups.items()
-    }
+    return {gain.method: gain for gain in family(chapter.rows, dict.fromkeys(others, main), measure)}
 
 
 def verdict(claim: Claim, chapter: Chapter) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from motionlora.data.errors import InputError, meant
-from motionlora.data.yaml_file import merged
+from motionlora.data.yaml_file import overlaid
 from motionlora.train.settings import Motion, PositionKind, TrainSettings
 
 Ranking = Literal["scored", "exchanged", "random"]
@@ -38,14 +38,7 @@ class Variant:
 
     def settings(self, recipe: TrainSettings) -> TrainSettings:
         """The recipe with the changes; pydantic's ValidationError where a value is impossible."""
-        tree: dict[str, Any] = {}
-        for name, value in self.changes:
-            *path, last = name.split(".")
-            inner = tree
-            for part in path:
-                inner = inner.setdefault(part, {})
-            inner[last] = value
-        return TrainSettings.model_validate(merged(recipe.model_dump(), tree))
+        return TrainSettings.model_validate(overlaid(recipe.model_dump(), dict(self.changes)))
 
     def is_main(self, recipe: TrainSettings) -> bool:
         """Whether nothing is changed."""

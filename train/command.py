@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from motionlora.data.errors import InputError, NumbersError, StorageError, meant
 from motionlora.data.limits import Limits
 from motionlora.data.settings import parse, take_flag
-from motionlora.train.private import without_secrets
+from motionlora.infer.private import without_secrets
 from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, with_guidance
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -24,7 +24,8 @@ Motion transfer on video Diffusion Transformers: from one clip to a motion LoRA 
 {subcommands}
 
 `motionlora SUBCOMMAND --help` lists its options. Settings come from `--config NAME|FILE` (tiny, wan2.1_1.3b,
-wan2.1_14b, wan2.2_5b or a YAML file; default: tiny), then from the options; `--print-config` prints them as YAML."""
+wan2.1_14b, wan2.2_5b, wan2.2_a14b, cogvideox_5b or a YAML file; default: tiny), then from the options; `--print-config`
+prints them as YAML."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +83,8 @@ def _refuse_foreign_size(argv: Sequence[str], config: str) -> None:
     if model not in (None, config) and "config" not in given and not {"height", "width"} <= given:
         raise InputError(
             f"--model {model} came without --config, and the default file, {config}, is made for another model: add "
-            "--config wan2.1_1.3b, wan2.1_14b or wan2.2_5b or a file of your own, or set both --height and --width."
+            "--config wan2.1_1.3b, wan2.1_14b, wan2.2_5b, wan2.2_a14b, cogvideox_5b or a file of your own, or set both "
+            "--height and --width."
         )
 
 
@@ -141,7 +143,7 @@ def _exit_code(error: BaseException) -> int:
             _say(f"storage failed: {error.strerror or error}{where}; free some space or choose another place.")
             return 3
         case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            _say("out of memory; take fewer frames, a smaller size or --gradient-checkpointing.")
+            _say("out of memory; take fewer frames, a smaller size or --memory lowest.")
             return 2
     print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     _say("this is a bug of motionlora: please report it with the lines above and the command.")

@@ -18,12 +18,11 @@ import tyro
 from motionlora.data.benchmark import Case, Reference, references, target_of
 from motionlora.data.clip import Clip, write_clip
 from motionlora.data.sprites import Change, render
-from motionlora.heads.lora import load_into, unload
-from motionlora.heads.lora_file import load_lora
+from motionlora.heads.lora import unload
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.guide_none import NoGuidance
 from motionlora.infer.measure_sprites import SpriteScores, observe, scores
-from motionlora.infer.order import slug
+from motionlora.infer.order import loaded_lora, settled, slug
 from motionlora.infer.sample import Bar, new_walk, sample
 from motionlora.infer.settings import GenerateSettings
 from motionlora.infer.sheet import contact_sheet
@@ -89,9 +88,9 @@ def learn(reference: Reference, out: Path, *overrides: str) -> TrainResult:
 def shown(model: WanBackbone, cases: Sequence[Case], lora: Path | None, title: str, *, batch: int = 6) -> list[Clip]:
     """A clip of each case's caption with its seed: from the same noise with a LoRA as without."""
     how: GenerateSettings = settings_of("generate", ["--config", "tiny"])
-    if lora:
-        content = load_lora(lora)
-        load_into(model.transformer, content, "motion", float(str(content.provenance["strength"])))
+    loras = [loaded_lora(str(lora), how.strength)] if lora else []
+    for one in loras:
+        one.load_onto(model, "motion")
     clips = []
     try:
         for at in range(0, len(cases), batch):
@@ -104,12 +103,12 @@ def shown(model: WanBackbone, cases: Sequence[Case], lora: Path | None, title: s
                 frames=how.frames,
                 height=how.height,
                 width=how.width,
-                sample=how.sample,
+                sample=settled(how.sample, loras),
             )
             for latent, case in zip(sample(walk, NoGuidance(), Bar(title)).split(1), part, strict=True):
                 clips.append(replace(model.decode(latent, how.fps), caption=case.target.caption))
     finally:
-        if lora:
+        if loras:
             unload(model.transformer, "motion")
     return clips
 

@@ -8,7 +8,8 @@ from motionlora.train.settings import TrainSettings
 
 IRRELEVANT = (
     "out", "clip", "caption", "model", "resume", "device", "cache", "tracker", "checkpoint_every", "keep_checkpoints",
-    "log_every", "stages", "gradient_checkpointing", "lora.strength", "private", "deterministic",
+    "log_every", "stages", "memory", "recompute_every", "lora.strength", "private", "deterministic",
+    "expert",
 )  # fmt: skip
 """Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
 

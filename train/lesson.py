@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from motionlora.data.cache import content_key, replacing
+from motionlora.data.cache import content_key, write_text
 from motionlora.data.clip import write_clip
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora_combine import merged
@@ -29,7 +29,7 @@ from motionlora.train.settings import TrainSettings
 
 APART = {
     "clip", "caption", "out", "cache", "resume", "model", "device", "tracker", "checkpoint_every", "keep_checkpoints",
-    "log_every",
+    "log_every", "private", "recompute_every",
 }  # fmt: skip
 """Settings that do not enter the numbers, or whose content does by itself."""
 
@@ -98,9 +98,8 @@ def learn(lesson: Lesson, say: Callable[[str], None]) -> None:
     if lesson.ranking != "scored":
         _rank_otherwise(lesson, settings, say)
     train(settings.model_copy(update={"resume": "latest"}), say)
-    with replacing(lesson.folder / "lesson.json") as draft:
-        told = {"clip": lesson.source.name, "ranking": lesson.ranking, "code": code_hash("motionlora.train.run")}
-        draft.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    told = {"clip": lesson.source.name, "ranking": lesson.ranking, "code": code_hash("motionlora.train.run")}
+    write_text(lesson.folder / "lesson.json", json.dumps(told, indent=1) + "\n")
 
 
 def prepare(lesson: Lesson, variant: Variant) -> None:

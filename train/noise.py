@@ -21,7 +21,21 @@ def shifted(uniform: Tensor, shift: float) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def drawn_times(count: int, shift: float, generator: Generator) -> Float[Tensor, " b"]:
-    """`count` noise levels in (0, 1], u uniform, shifted."""
+def drawn_times(
+    count: int,
+    shift: float,
+    generator: Generator,
+    between: tuple[float, float] = (0.0, 1.0),
+    known: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, " b"]:
+    """`count` noise levels above 0, u uniform, shifted; of these, as they are spread, only those in `between`.
+
+    Where a model knows single levels alone (CogVideoX), one of `known` each, all equally likely; they carry the shift.
+    """
+    if known is not None:
+        known = known[(known >= between[0]) & (known <= between[1])]
+        return known[torch.randint(len(known), (count,), generator=generator)]
+    low, high = (level / (shift - (shift - 1) * level) for level in between)  # `shifted` turned round
     # 1 - [0, 1) is (0, 1]: time 0 has no noise to predict.
-    return shifted(1 - torch.rand(count, generator=generator), shift)
+    uniform = low + (high - low) * (1 - torch.rand(count, generator=generator))
+    return shifted(uniform, shift).clamp(*between)

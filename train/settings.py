@@ -16,6 +16,8 @@ from motionlora.infer.settings import SampleSettings
 StageName = Literal["heads", "spatial", "temporal"]
 Motion = Literal["frame", "channel", "code", "none"]
 Weighting = Literal["release", "none"]
+ExpertChoice = Literal["high", "low", "both"]
+MemoryMode = Literal["auto", "fast", "low", "lowest"]
 PositionKind = Literal["none", "paper", "paper_pixel", "linear", "aligned"]
 
 
@@ -56,6 +58,9 @@ class TemporalSettings(Settings):
     """Probability with which a sample is told nothing instead of the caption."""
     batch: int = Field(default=1, ge=1)
     """Noise draws of the clip per step and process (release: 1)."""
+    until: float = Field(default=0.0, ge=0, lt=1)
+    """Noise levels from 1 down to this are learned, and the LoRA rests below it in clips (release: 0; ours: where
+    things go is decided at high noise)."""
     stride: int = Field(default=5, ge=1)
     """Every stride-th pixel frame is kept: 5 makes 17 of 81. 1 trains on all frames."""
     positions: PositionKind = "aligned"
@@ -86,6 +91,8 @@ class TrainSettings(Settings):
 
     model: str = "tiny"
     """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    expert: ExpertChoice = "high"
+    """Which one of a model of two (Wan 2.2 T2V-A14B): `high` sets the motion, `both` get a folder each in `out`."""
     clip: Path | None = None
     """The reference: a video file, or a folder of numbered images."""
     caption: str | None = None
@@ -126,8 +133,10 @@ class TrainSettings(Settings):
     """Autocast of the forward pass; needless where the base itself is bf16."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches per optimiser step."""
-    gradient_checkpointing: bool = False
-    """Trade a second forward for memory; needed for the real Wan."""
+    memory: MemoryMode = "fast"
+    """What is given for memory: `fast` nothing, `low` time, `lowest` digits too; `auto` takes the first that fits."""
+    recompute_every: int = Field(default=1, ge=1)
+    """Of `low`: every how many blocks one is run twice; 1 spares most."""
     checkpoint_every: int = Field(default=250, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -3,8 +3,10 @@
 n latents to draw from, b samples of a batch, c channels, f latent frames, h height, w width.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
 from motionlora.heads.backbone import Backbone, Prompt
 from motionlora.heads.positions import sparse_positions
+from motionlora.heads.schedule import preserves_variance, trained_times, trained_weight
 from motionlora.train.loss import PathPoint, denoising_loss, motion_loss, path_point, weight_of_time
 from motionlora.train.noise import drawn_times
 from motionlora.train.settings import Motion, NoiseSettings, SpatialSettings, TemporalSettings, TrainSettings
@@ -46,14 +49,23 @@ class Stage:
     motion_weight: float
     noise: NoiseSettings
     settings: SpatialSettings | TemporalSettings
+    times: tuple[float, float] = (0.0, 1.0)
+    """The lowest and the highest noise level that is drawn: those of the expert that is trained."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """The model's own, which says how it was trained; none is a straight path with weight 1."""
 
     def point(self, generator: Generator) -> PathPoint:
         """A batch on the path: clips, noise levels and noise drawn in this order from `generator` (on the CPU)."""
         batch = self.settings.batch
         clean = self.latents[torch.randint(len(self.latents), (batch,), generator=generator).to(self.latents.device)]
-        time = drawn_times(batch, self.noise.shift, generator)
+        time = drawn_times(batch, self.noise.shift, generator, self.times, self.known_times)
         noise = torch.randn(clean.shape, generator=generator)
         return path_point(clean, noise.to(clean.device), time.to(clean.device))
+
+    @cached_property
+    def known_times(self) -> Float[Tensor, " n"] | None:
+        """The noise levels that a variance-preserving model knows, at the shift of the settings; None of others."""
+        return trained_times(self.scheduler, self.noise.shift) if preserves_variance(self.scheduler) else None
 
     def told(self, generator: Generator) -> Prompt:
         """What each sample of a batch is told: the caption, or nothing with the probability `caption_dropout`."""
@@ -63,9 +75,12 @@ class Stage:
         return self.prompt.picked((torch.rand(batch, generator=generator) < dropout).long())
 
     def loss(self, model: Backbone, point: PathPoint, told: Prompt) -> Parts:
-        """`w(t) (denoising + weight * motion)`, mean over the batch (methods.md sections 2.5 and 2.6)."""
+        """`w(t) (denoising + weight * motion)`, mean over the batch (methods.md sections 2.5 and 2.6).
+
+        The denoising loss has the weight that the model was trained with (`trained_weight`).
+        """
         predicted = model.velocity(point.latent, point.time, told)
-        denoise = denoising_loss(predicted, point.target)
+        denoise = denoising_loss(predicted, point.target) * trained_weight(self.scheduler, point.time)
         motion = motion_loss(predicted, point.target, self.motion)
         weight = weight_of_time(self.noise.weighting, self.noise.shift)(point.time)
         total = (weight * (denoise + self.motion_weight * motion)).mean()
@@ -85,6 +100,8 @@ def spatial_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: Tra
         motion_weight=0.0,
         noise=settings.noise,
         settings=settings.spatial,
+        times=model.experts.times,
+        scheduler=model.scheduler_config,
     )
 
 
@@ -101,7 +118,44 @@ def temporal_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: Tr
         motion_weight=temporal.motion_weight,
         noise=settings.noise,
         settings=temporal,
+        times=_learned_times(model, temporal.until),
+        scheduler=model.scheduler_config,
     )
+
+
+def _learned_times(model: Backbone, until: float) -> tuple[float, float]:
+    """The lowest and the highest noise level that is drawn: those of an expert, or not below `until`."""
+    if not until:
+        return model.experts.times
+    if model.experts.boundary:
+        raise InputError(
+            f"temporal.until is {until:g}, and {model.name} has two experts, each with noise levels of its own: set it "
+            "to 0, and choose by --expert."
+        )
+    return until, 1.0
+
+
+def check_expert(model: Backbone, settings: TrainSettings) -> None:
+    """InputError where heads would be scored, or clips made on the way, at noise levels of an expert not loaded."""
+    if (expert := model.experts.only) is None:
+        return
+    low, high = model.experts.times
+    scored = settings.heads.times if heads_are_scored(settings) else ()
+    if odd := [time for time in scored if not low <= time <= high]:
+        raise InputError(
+            f"heads.times has {odd[0]:g}, and the {expert}-noise expert is trained, whose noise levels are {low:g} to "
+            f"{high:g}: set --heads.times to such levels, {(low + high) / 2:.2g} say."
+        )
+    if settings.validation.every:
+        raise InputError(
+            f"validation.every is {settings.validation.every}, and a clip takes both experts, of which the "
+            f"{expert}-noise one alone is loaded for training: set it to 0 and use `motionlora generate` afterwards."
+        )
+
+
+def heads_are_scored(settings: TrainSettings) -> bool:
+    """Whether a run asks which heads are temporal: where they are trained apart, or nothing else is wanted."""
+    return settings.heads.heads == "split" or settings.stages == ("heads",)
 
 
 def captions_of(clip: Clip, settings: SpatialSettings | TemporalSettings) -> list[str]:

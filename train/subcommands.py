@@ -22,7 +22,7 @@ from motionlora.infer.settings import GenerateSettings
 from motionlora.train import lora_commands as lora
 from motionlora.train.cards import PlanSettings
 from motionlora.train.compare_commands import ablation, bench_sprites, compare
-from motionlora.train.settings import TrainSettings
+from motionlora.train.settings import ExpertChoice, TrainSettings
 
 
 class ClipInspectSettings(Settings):
@@ -60,6 +60,8 @@ class HeadsSettings(Settings):
 
     model: str = "tiny"
     """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    expert: ExpertChoice = "high"
+    """Which one of a model of two (Wan 2.2 T2V-A14B); `both` makes a folder for each in `out`."""
     clip: Path | None = None
     """The reference: a video file, or a folder of numbered images."""
     caption: str | None = None
@@ -120,11 +122,11 @@ def clip_sprite(settings: ClipSpriteSettings) -> None:
 def heads(settings: HeadsSettings) -> None:
     """Scores the heads on a clip, or applies a rule to scores made before; saves the map and its picture."""
     if settings.scores is None:
-        from motionlora.train.run import train
+        from motionlora.train.experts import train_experts
         from motionlora.train.settings import TemporalSettings
 
         shared = {name: getattr(settings, name) for name in HeadsSettings.model_fields if name != "scores"}
-        train(TrainSettings(stages=("heads",), temporal=TemporalSettings(stride=1), **shared))
+        train_experts(TrainSettings(stages=("heads",), temporal=TemporalSettings(stride=1), **shared))
         return
     from motionlora.heads.head_map import HeadMap
     from motionlora.heads.head_map_picture import draw_head_map
@@ -138,16 +140,17 @@ def heads(settings: HeadsSettings) -> None:
 
 def plan(settings: PlanSettings) -> None:
     """Prints what a training run would take."""
-    from motionlora.train.plan import planned, table
+    from motionlora.train.memory import planned
+    from motionlora.train.plan import table
 
     print(table(*planned(settings)))
 
 
 def train(settings: TrainSettings) -> None:
     """Trains a motion LoRA."""
-    from motionlora.train.run import train
+    from motionlora.train.experts import train_experts
 
-    train(settings)
+    train_experts(settings)
 
 
 def generate(settings: GenerateSettings) -> None:
@@ -240,7 +243,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     subcommand.section: subcommand.settings for subcommand in SUBCOMMANDS.values() if subcommand.section
 }
 GUIDANCES = guidance_names()
-"""Every way to steer a walk, which is its own settings class; `--guidance NAME` chooses before tyro sees the class."""
+"""Every way to steer a walk, which is its own settings class; `--guidance NAME` chooses before options are read."""
 
 
 def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tuple[type[BaseModel], list[str]]:
@@ -250,6 +253,8 @@ def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tup
         InputError: no such guidance.
     """
     chosen, rest = take_flag(argv, "guidance")
+    if take_flag(rest, "guidance.name")[0] is not None:
+        raise InputError("--guidance.name is not an option of its own: choose with --guidance NAME.")
     section = read_yaml(config_path(take_flag(argv, "config")[0] or config)).get("generate")
     given = section.get("guidance") if isinstance(section, dict) else None
     name = chosen or str(given.get("name", "none") if isinstance(given, dict) else "none")

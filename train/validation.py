@@ -10,7 +10,7 @@ from PIL import Image
 from motionlora.data.clip import Clip, write_clip
 from motionlora.heads.lora import set_strengths, strengths
 from motionlora.infer.generate import generate_clip, slug
-from motionlora.infer.sample import Bar
+from motionlora.infer.sample import Bar, refuse_size
 from motionlora.infer.sheet import contact_sheet
 from motionlora.train.stages import Stage
 
@@ -31,6 +31,7 @@ def validation(shop: "Workshop", stage: Stage, offset: int) -> Callable[[int], N
     settings = shop.settings.validation
     if stage.name == "spatial" or not settings.every:
         return _nothing
+    refuse_size(shop.model, shop.clip.frames, shop.clip.height, shop.clip.width)
     captions = settings.captions or (shop.clip.caption,)
     prompt, negative = shop.model.embed(captions), shop.model.embed([settings.negative])
     names = [f"caption {index}" for index in range(len(captions))] if shop.settings.private else captions
@@ -71,6 +72,7 @@ def acting_alone(shop: "Workshop", name: str) -> Iterator[None]:
 
 def _made(shop: "Workshop", prompt: "Prompt", negative: "Prompt", caption: str) -> Clip:
     settings, clip = shop.settings.validation, shop.clip
+    asked, learned = settings.sample.lora_until, shop.settings.temporal.until
     return generate_clip(
         shop.model,
         prompt,
@@ -80,7 +82,7 @@ def _made(shop: "Workshop", prompt: "Prompt", negative: "Prompt", caption: str) 
         height=clip.height,
         width=clip.width,
         fps=clip.fps,
-        sample=settings.sample,
+        sample=settings.sample.model_copy(update={"lora_until": asked if asked is not None else learned}),
         caption=caption,
         progress=Bar("validation"),
     )
