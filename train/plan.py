@@ -168,8 +168,8 @@ def table(plan: Plan, card: Card) -> str:
         )
     trained = max((part.cost.parameters for part in plan.parts), default=0)
     lines += [
-        f"{plan.model}: {size(plan.frozen_bytes)} of frozen weights, {trained:,} trained numbers in the larger stage "
-        f"(half of the heads where they are split), {size(16 * trained)} with gradients and moments.",
+        f"{plan.model}: {size(plan.frozen_bytes)} of frozen weights on the device, {trained:,} trained numbers in the "
+        f"larger stage (half of the heads where they are split), {size(16 * trained)} with gradients and moments.",
         in_short(plan, card) + ".",
     ]
     return "\n".join(lines)
