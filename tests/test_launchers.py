@@ -83,7 +83,7 @@ def two_processes(work: Callable[..., None], *words: Any) -> list[int]:
 def _begin(rank: int, work: Callable[..., None], words: tuple[Any, ...]) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     work(rank, *words)
