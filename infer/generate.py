@@ -176,6 +176,8 @@ def versions() -> dict[str, str]:
 def announcement(settings: GenerateSettings, orders: list[Order], loras: list[LoadedLora], model: WanBackbone) -> str:
     """One line before the first step."""
     used = ", ".join(map(str, loras)) or "no LoRA"
+    until = settings.sample.lora_until
+    used += f" (resting below noise {until:g})" if loras and until else ""
     return (
         f"{len(orders)} clip{'s' if len(orders) > 1 else ''} of {settings.frames} frames {settings.width}x"
         f"{settings.height}, {settings.sample.steps} steps, scale {settings.sample.scale:g}, by {model.name} with "

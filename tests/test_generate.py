@@ -180,7 +180,9 @@ def test_generate_takes_the_level_of_the_file_and_writes_it_down(
     pixels = {}
     for until in (None, 0.95, 0.0):
         how = settings.sample.model_copy(update={"lora_until": until})
-        (path,) = generate(changed(settings, lora=(str(tmp_path / "a.safetensors"),), sample=how), say=quiet)
+        said: list[str] = []
+        (path,) = generate(changed(settings, lora=(str(tmp_path / "a.safetensors"),), sample=how), say=said.append)
+        assert ("a.safetensors at 0.5 (resting below noise 0.95)" in "".join(said)) == (until != 0.0)
         story = json.loads(path.with_suffix(".json").read_text())
         assert story["settings"]["sample"]["lora_until"] == (0.95 if until is None else until)
         pixels[until] = read_clip(path, multiple=1, caption="", say=quiet).pixels
