@@ -15,7 +15,7 @@ from torch import Tensor
 from motionlora.data.settings import InputError
 from motionlora.heads.motion_lora import Factors, MotionLora, as_weights, filled, inner_product
 
-SHARED = ("model", "fingerprint", "expert")
+SHARED = ("model", "fingerprint", "expert", "until")
 """What a merged LoRA tells of its model, where its parts agree."""
 
 
@@ -44,12 +44,19 @@ def merged(parts: Sequence[tuple[MotionLora, float]]) -> MotionLora:
         parts: LoRAs and strengths, in the order in which they are concatenated.
 
     Raises:
-        InputError: no part, or parts made for models of different sizes or for different experts.
+        InputError: no part, or parts made for models of different sizes, for different experts, or that rest below
+            different noise levels.
     """
     if not parts:
         raise InputError("No LoRA was given: name two or more to merge.")
     if len({str(lora.provenance["expert"]) for lora, _ in parts if "expert" in lora.provenance}) > 1:
         raise InputError("The LoRAs are for different experts of a model, each a network: merge those of one expert.")
+    ends = [float(lora.provenance.get("until", 0.0)) for lora, _ in parts]
+    if len(set(ends)) > 1:
+        raise InputError(
+            f"The LoRAs were trained down to different noise levels ({', '.join(f'{end:g}' for end in ends)}) and rest "
+            "below them, which one file cannot: load them side by side, or train them with equal --temporal.until."
+        )
     whole: dict[str, Factors] = {}
     rank = 0
     for lora, strength in parts:

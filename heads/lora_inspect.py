@@ -38,6 +38,7 @@ def inspect_lora(path: str | Path, alpha: Alpha = None) -> str:
         f"layout   {file.layout.name}: {file.layout.known}",
         f"stage    {lora.stage}",
         *([f"expert   {lora.provenance['expert']}-noise, of a model of two"] if "expert" in lora.provenance else []),
+        *([f"until    noise {lora.provenance['until']}; it rests below"] if "until" in lora.provenance else []),
         f"modules  {len(file.modules)}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
         f"rank     {', '.join(map(str, ranks))}, {strength}",
         f"numbers  {sum(tensor.numel() for tensor in tensors):,} as {', '.join(dtypes)}",

@@ -116,6 +116,7 @@ def generate_clip(
 ) -> Clip:
     """One clip by a model that is loaded, with the LoRAs that it carries at the strengths that they have.
 
+    What their files recommend is not known here: with `sample.lora_until` None they act to the end.
     `caption` is only written into the clip; what is shown is `prompt`.
 
     Raises:

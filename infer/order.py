@@ -50,8 +50,7 @@ class LoadedLora:
     @property
     def until(self) -> float:
         """The noise level below which it was not trained and shall rest, by its header; 0 where that says nothing."""
-        until = self.lora.provenance.get("until")
-        return float(until) if isinstance(until, int | float) and 0 <= until <= 1 else 0.0
+        return float(self.lora.provenance.get("until", 0.0))
 
     def refuse_unplaced(self, boundary: float, model: str) -> None:
         """InputError where it has no place on a model whose experts have this boundary (0 for one network)."""
@@ -141,7 +140,8 @@ def loaded_lora(text: str, default: float) -> LoadedLora:
     """The LoRA of a choice (`lora_choice`); without a strength its header's own `motion.strength`, else `default`.
 
     Raises:
-        InputError: no such file, not a LoRA, or one of the other expert than the one that was asked for.
+        InputError: no such file, not a LoRA, one of the other expert than the one that was asked for, or a header
+            with an impossible noise level.
     """
     choice = lora_choice(text)
     if not choice.path.is_file():
@@ -157,6 +157,9 @@ def loaded_lora(text: str, default: float) -> LoadedLora:
             f"{choice.path} is of the {own}-noise expert by its header, and {choice.expert} was asked for: leave "
             f"@{choice.expert} out, or choose the other file."
         )
+    until = lora.provenance.get("until", 0.0)
+    if not isinstance(until, int | float) or not 0 <= until <= 1:
+        raise InputError(f"{choice.path} says in its header that it rests below noise {until!r:.80}: that is 0 to 1.")
     return LoadedLora(choice.path, float(strength), lora, choice.expert or own)
 
 

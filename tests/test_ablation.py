@@ -56,7 +56,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, twin_of_two: Path) -> 
     values = yaml.safe_load(config_path("tiny").read_text())
     values["heads"] |= {"heads": "split", "rule": "code", "ratio": float(np.median(scores[..., 1] / scores[..., 0]))}
     values["train"]["spatial"] |= {"steps": 2, "batch": 1}
-    values["train"]["temporal"] |= {"steps": 2, "batch": 1, "stride": 6}
+    values["train"]["temporal"] |= {"steps": 2, "batch": 1, "stride": 6, "until": 0.0}
     values["train"]["lora"] |= {"rank": 4, "projections": ["q"]}
     (folder / "small.yaml").write_text(yaml.safe_dump(values))
     return folder / "small.yaml"
@@ -93,6 +93,15 @@ def test_every_ablation_begins_with_the_main_method_and_changes_one_thing(heads:
         assert len({*kinds}) > 1 or kinds[0][0], "something is changed"
         for claim in ablation.claims:
             assert {claim.better, claim.worse} <= {*names, "main method"}
+
+
+def test_loras_that_act_in_one_file_learn_the_same_noise_levels() -> None:
+    """One of the two could not rest alone, and `merged` refuses them."""
+    recipe = recipe_of(AblationSettings())
+    assert recipe.temporal.until > 0
+    (loras,) = chosen_ablations(("loras",), recipe)
+    assert any(variant.spatial for variant in loras.variants)
+    assert {v.settings(recipe).temporal.until for v in loras.variants if not v.is_main(recipe)} == {0.0}
 
 
 def test_what_cannot_be_run_is_one_sentence(settings: AblationSettings, capsys: Any) -> None:

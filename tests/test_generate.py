@@ -159,7 +159,7 @@ def test_below_its_noise_level_a_lora_rests_and_is_back_after_the_walk(
 
 def test_loras_rest_where_their_training_ended_unless_they_are_told(lora_file: Path, tmp_path: Path) -> None:
     lora, levels = room.loaded_lora(str(lora_file), 0.5).lora, {}
-    for name, until in (("a", {"until": 0.8}), ("b", {"until": 0.8}), ("c", {}), ("d", {"until": "never"})):
+    for name, until in (("a", {"until": 0.8}), ("b", {"until": 0.8}), ("c", {}), ("d", {"until": 0})):
         save_lora(replace(lora, provenance=until), tmp_path / f"{name}.safetensors")
         levels[name] = room.loaded_lora(str(tmp_path / f"{name}.safetensors"), 0.5)
     own, asked = SampleSettings(), SampleSettings(lora_until=0.3)
@@ -170,6 +170,10 @@ def test_loras_rest_where_their_training_ended_unless_they_are_told(lora_file: P
     with pytest.raises(InputError, match=r"a\.safetensors rests below noise 0\.8, c\.safetensors rests below noise 0,"):
         settled(own, [levels["a"], levels["c"]])
     assert settled(SampleSettings(lora_until=0.0), [levels["a"], levels["c"]]).lora_until == 0.0
+    for wrong in ("never", 1.5, -0.1, None, [0.8]):
+        save_lora(replace(lora, provenance={"until": wrong}), tmp_path / "e.safetensors")
+        with pytest.raises(InputError, match=r"e\.safetensors says in its header that it rests below noise"):
+            room.loaded_lora(str(tmp_path / "e.safetensors"), 0.5)
 
 
 def test_generate_takes_the_level_of_the_file_and_writes_it_down(

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from motionlora.data.errors import InputError
 from motionlora.data.settings import as_yaml
@@ -254,7 +255,7 @@ def sharded(rank: int, folder: Path, out: Path) -> None:
     assert all(isinstance(weight, DTensor) for weight in layers.parameters())
     whole = {name: weight.detach().full_tensor() for name, weight in layers._named()}  # pyright: ignore
     if rank == 0:
-        torch.save(whole, out)
+        save_file(whole, out)
 
 
 def stepped_model(folder: Path) -> Any:
@@ -276,8 +277,8 @@ def steps(model: WanBackbone, layers: Any) -> None:
 def test_sharded_by_fsdp2_the_masks_hold_and_the_gathered_lora_is_the_whole_one(
     twin_folder: Path, tmp_path: Path
 ) -> None:
-    assert two_processes(sharded, twin_folder, tmp_path / "lora.pt") == [0, 0]
-    gathered = torch.load(tmp_path / "lora.pt", weights_only=True)
+    assert two_processes(sharded, twin_folder, tmp_path / "lora.safetensors") == [0, 0]
+    gathered = load_file(tmp_path / "lora.safetensors")
     model, layers = stepped_model(twin_folder)
     steps(model, layers)
     for name, weight in layers.state().items():

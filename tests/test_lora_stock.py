@@ -61,6 +61,16 @@ def test_a_merged_lora_is_the_sum_of_its_parts() -> None:
         merged([])
 
 
+def test_a_merged_lora_rests_where_all_its_parts_do_or_is_refused() -> None:
+    lora = parts()[0][0]
+    high, all_levels = (MotionLora(lora.weights, lora.rank, lora.alpha, provenance=p) for p in ({"until": 0.8}, {}))
+    assert merged([(high, 1.0), (high, 0.5)]).provenance["until"] == 0.8
+    assert "until" not in merged([(all_levels, 1.0), (all_levels, 0.5)]).provenance
+    with pytest.raises(InputError, match=r"different noise levels \(0\.8, 0\) and rest"):
+        merged([(high, 1.0), (all_levels, 1.0)])
+    assert resized(high, 1)[0].provenance["until"] == 0.8
+
+
 def test_a_smaller_rank_loses_just_what_it_says_and_keeps_the_heads() -> None:
     lora = motion_lora(6, 3.0, QKV)
     whole, before = summed([(lora, 1.0)]), 1.0

@@ -171,7 +171,8 @@ def _strength(recipe: TrainSettings) -> Ablation:
 
 
 def _loras() -> Ablation:
-    split = (("heads.heads", "split"),)
+    # Both act in one file, in which neither can rest alone: so both learn all noise levels and act to the end.
+    split = (("heads.heads", "split"), ("temporal.until", 0.0))
     variants = (
         Variant("temporal LoRA", split),
         Variant("temporal LoRA at 0.5", split, strength=0.5),

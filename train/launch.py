@@ -100,17 +100,18 @@ def together(settings: TrainSettings, accelerator: "Accelerator") -> Iterator[No
         after = signal.SIG_IGN  # the launcher would end it before it has said why
         if isinstance(error, Stopped):
             raise
-        raise Stopped(_farewell(settings, accelerator), 1) from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Stopped(_farewell(settings, accelerator, f" ({reason})"), 1) from error
     finally:
         signal.signal(signal.SIGTERM, after)
 
 
-def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
+def _farewell(settings: TrainSettings, accelerator: "Accelerator", reason: str = "") -> str:
     found = checkpoints(settings.out / "checkpoints")
     last = f"the last checkpoint is {found[-1]}, go on with" if found else "there is no checkpoint yet, begin with"
     return (
         f"Process {accelerator.process_index} of {accelerator.num_processes} had to end: it was told to, or lost "
-        "another one, which was killed (out of memory?) or said why itself; "
+        f"another one, which was killed (out of memory?) or said why itself{reason}; "
         f"{last}: {resume_command(settings, accelerator)}"
     )
 
