@@ -153,26 +153,6 @@ def velocity_field(paths: Paths, height: int, width: int, cells: int) -> Float[n
     return sums / np.maximum(counts, 1)
 
 
-def selectivity(
-    forwards: np.ndarray, backwards: np.ndarray, reference_forwards: np.ndarray, reference_backwards: np.ndarray
-) -> tuple[float, float]:
-    """Does the output turn round when the reference does? Score (cosine, -1..1) and gain (1 is fully). Ours.
-
-    Velocities, all of one shape: of the outputs steered by the reference and by its reversal (or mirror image) from the
-    same seed, and of those two references. With d the difference of the first two and r of the last two, the score is
-    d.r / (|d| |r|), 0 for outputs that do not differ, and the gain d.r / |r|^2. Motion that both outputs share cancels.
-    Entries with a NaN are left out; NaN, NaN where the references do not differ.
-    """
-    ours, theirs = forwards - backwards, reference_forwards - reference_backwards
-    both = np.isfinite(ours) & np.isfinite(theirs)
-    ours, theirs = ours[both], theirs[both]
-    power, size = float(theirs @ theirs), float(np.linalg.norm(ours))
-    if power < 1e-12:
-        return float("nan"), float("nan")
-    along = float(ours @ theirs)
-    return (along / (size * power**0.5) if size > 1e-6 else 0.0), along / power
-
-
 def backwards(clip: Clip) -> Clip:
     """The clip from its last frame to its first: the reference whose motion is the opposite in time."""
     return replace(clip, pixels=np.ascontiguousarray(clip.pixels[::-1]))

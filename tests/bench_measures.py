@@ -26,6 +26,7 @@ from motionlora.data.sprites import SIZE, Scene, random_path, render
 from motionlora.infer.check_tracker import check_tracker, sprite_mask, true_tracks
 from motionlora.infer.frechet import frechet
 from motionlora.infer.measure_camera import phase_camera
+from motionlora.infer.measure_direction import selectivity
 from motionlora.infer.measure_motion import (
     common_path,
     mf_code,
@@ -35,7 +36,6 @@ from motionlora.infer.measure_motion import (
     mf_star,
     mf_sym,
     mirrored,
-    selectivity,
     track_motion,
     velocity_field,
 )

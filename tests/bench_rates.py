@@ -3,10 +3,10 @@
     python tests/bench_rates.py --dry-run          what would be made, and how long that takes
     python tests/bench_rates.py                    resumes; writes results/guidance_rates.md and .json
 
-Every rung is walked with the reference and with its time reversal from the same seed. Selectivity is the cosine of the
-difference of both clips' velocities with that of the references (`measure_motion.selectivity`); that of `random` is
-between two draws, which is chance. Rungs are factors of the published rate; methods without a rate have rungs of their
-own. A rung may be chosen where it keeps four fifths of plain sampling's AttrAcc and leaks at most 0.1 more than it.
+Every rung is walked with the reference and with its time reversal from the same seed. Selectivity is
+`measure_direction.turning`; that of `random` is between two draws, which is chance. Rungs are factors of the published
+rate; methods without a rate have rungs of their own. A rung may be chosen where it keeps four fifths of plain
+sampling's AttrAcc and leaks at most 0.1 more than it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from motionlora.infer.bench_sprites import SPRITES
 from motionlora.infer.compare import Bench, opened, row_of
 from motionlora.infer.compare_settings import SpriteStudioSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names
-from motionlora.infer.measure_motion import selectivity
+from motionlora.infer.measure_direction import turning
 from motionlora.infer.measure_sprites import observe
 from motionlora.infer.method import PLAIN, parsed_method
 from motionlora.infer.pairs import Pair, Source
@@ -138,19 +138,12 @@ def climbed(bench: Bench, told: Sequence[tuple[Pair, Pair, Reference]], name: st
                 print(f"{row.clip}, {row.method}: {row.sentence}", flush=True)
         rows.append(made[0])
         if all(row.status == "done" for row in made):
-            paths = [path_of(bench, cell) for cell in cells]
-            truth = reference.scene.sprites[0].path
-            velocities = [np.diff(path, axis=0) for path in (*paths, truth, truth[::-1])]
-            scores.append(selectivity(*velocities))
+            clips = (bench.studio.clip(cell, cell.method.name, print)[0] for cell in cells)
+            there, back = (observe(clip.pixels) for clip in clips)
+            scores.append(turning(there, back, reference.scene.sprites[0].path))
     figures = {figure: mean_of(rows, figure) for figure in FIGURES}
     turned, gain = (float(np.mean(column)) for column in zip(*scores, strict=True)) if scores else (nan, nan)
     return Rung(name, text, figures, turned, gain)
-
-
-def path_of(bench: Bench, cell: Cell) -> np.ndarray:
-    """Centre of the largest sprite in each frame, NaN where there is none."""
-    seen = observe(bench.studio.clip(cell, cell.method.name, print)[0].pixels)
-    return np.array([blobs[0].centre if blobs else (nan, nan) for blobs in seen.blobs])
 
 
 def mean_of(rows: Sequence[Row], figure: str) -> float:

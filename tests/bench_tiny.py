@@ -20,6 +20,7 @@ from motionlora.data.benchmark import Case, references
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import Scene, random_scene, render
 from motionlora.heads.wan import WanBackbone
+from motionlora.infer.measure_direction import main_path
 from motionlora.infer.measure_sprites import observe
 from motionlora.train.demo import shown
 
@@ -71,7 +72,7 @@ def variety(clips: list[Clip]) -> float:
     """Mean distance in pixels, over pairs of seeds, between the centred paths of the largest sprite."""
     paths = []
     for clip in clips:
-        path = np.array([frame[0].centre if frame else (np.nan, np.nan) for frame in observe(clip.pixels).blobs])
+        path = main_path(observe(clip.pixels))
         paths.append(path - np.nanmean(path, axis=0))
     distances = [np.nanmean(np.linalg.norm(a - b, axis=1)) for i, a in enumerate(paths) for b in paths[:i]]
     return float(np.nanmean(distances))

@@ -7,7 +7,7 @@ table of them.
 
 Rows: the temporal LoRA; no LoRA, same seeds; the LoRA of another reference; the static clip (SMF 0 by definition, its
 looks are those of the first frame without LoRA); the reference itself fed in as an output. Selectivity: LoRAs of a
-reference and of its time reversal, cosine between the differences of their sprites' velocities and of the references'.
+reference and of its time reversal (`measure_direction.turning`).
 """
 
 import argparse
@@ -29,6 +29,7 @@ from motionlora.data.clip import Clip
 from motionlora.data.sprites import render
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.learned import learned_beside
+from motionlora.infer.measure_direction import turning
 from motionlora.infer.measure_sprites import observe
 from motionlora.train.demo import judged, learn, shown
 
@@ -65,7 +66,7 @@ def main() -> None:
             book.once(f"{row}/{name}", lambda made=made: {"scores": made()})
     for name in backwards:
         turned = learned(learners[name].reversed(), chosen, book)
-        book.once(f"selectivity/{name}", lambda n=name, b=turned: {"values": selectivity(todo, n, lora[n], b)})
+        book.once(f"selectivity/{name}", lambda n=name, b=turned: selectivity(todo, n, lora[n], b))
     seconds = [book.cells[f"learn/{name}"]["seconds"] for name in names]
     write(chosen, book, names, seconds)
 
@@ -117,25 +118,13 @@ def frozen(clip: Clip) -> Clip:
     return replace(clip, pixels=np.repeat(clip.pixels[:1], clip.frames, 0))
 
 
-def selectivity(todo: list[Case], name: str, forwards: Path, backwards: Path) -> list[float]:
-    """Cosine of the difference of velocities, LoRA less reversed LoRA, with that of the references; one a seed."""
+def selectivity(todo: list[Case], name: str, forwards: Path, backwards: Path) -> dict[str, list[float]]:
+    """Of each seed, between the LoRA and that of the reversed reference; over latent frames and over frames."""
     model = WanBackbone.load("tiny")
     part = [case for case in todo if case.reference.name == name]
     seen = [[observe(clip.pixels) for clip in shown(model, part, file, "walk")] for file in (forwards, backwards)]
-    values = []
-    for case, there, back in zip(part, *seen, strict=True):
-        truth = case.reference.scene.sprites[0].path
-        wanted = np.diff(truth, axis=0) - np.diff(truth[::-1], axis=0)
-        found = np.diff(path_of(there), axis=0) - np.diff(path_of(back), axis=0)
-        valid = np.isfinite(found).all(1)
-        size = np.linalg.norm(found[valid]) * np.linalg.norm(wanted[valid])
-        values.append(float((found[valid] * wanted[valid]).sum() / max(size, 1e-6)))
-    return values
-
-
-def path_of(seen) -> np.ndarray:
-    """Centre of the largest sprite in each frame, NaN where there is none."""
-    return np.array([blobs[0].centre if blobs else (np.nan, np.nan) for blobs in seen.blobs])
+    pairs = [(there, back, c.reference.scene.sprites[0].path) for c, there, back in zip(part, *seen, strict=True)]
+    return {key: [turning(*pair, pooled=n)[0] for pair in pairs] for key, n in (("values", 4), ("by_frame", 1))}
 
 
 def interval(values: list[list[float]], *, draws: int = 4000) -> tuple[float, float]:
@@ -178,11 +167,13 @@ def write(chosen: argparse.Namespace, book: Book, names: list[str], seconds: lis
     for what, table in (("no LoRA", gains), ("the wrong LoRA", wrong)):
         low, high = interval(table)
         lines += ["", f"Paired gain over {what}: median {np.median(table):.2f} ({low:.2f} .. {high:.2f})."]
-    cells = [cell for key, cell in book.cells.items() if key.startswith("selectivity/")]
-    chosen_values = [value for cell in cells for value in cell["values"]]
-    if chosen_values:
-        lines += ["", f"Selectivity against the time-reversed reference: median {median(chosen_values):.2f}, mean "]
-        lines[-1] += f"{mean(chosen_values):.2f} of {len(chosen_values)} pairs."
+    turned = {key.partition("/")[2]: cell for key, cell in book.cells.items() if key.startswith("selectivity/")}
+    chosen_values = [value for cell in turned.values() for value in cell["values"]]
+    if turned:
+        by_frame = median(value for cell in turned.values() for value in cell["by_frame"])
+        each = ", ".join(f"{name} {mean(cell['values']):.2f}" for name, cell in turned.items())
+        lines += ["", f"Selectivity against the time-reversed reference: median {median(chosen_values):.2f} of "]
+        lines[-1] += f"{len(chosen_values)} pairs ({each}); of velocities frame by frame {by_frame:.2f}."
     lines += ["", "| reference | SMF with LoRA | without | accuracy with | without | leak with | without |"]
     lines.append("| --- |" + " --- |" * 6)
     for index, name in enumerate(names):

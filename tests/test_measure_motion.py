@@ -17,6 +17,7 @@ from motionlora.data.sprites import SIZE, Scene, Sprite, coverage, render
 from motionlora.infer.check_tracker import TrackerCheck, check_tracker, judged, sprite_mask, translations, true_tracks
 from motionlora.infer.frechet import frechet
 from motionlora.infer.measure_camera import phase_camera
+from motionlora.infer.measure_direction import selectivity
 from motionlora.infer.measure_motion import (
     backwards,
     common_path,
@@ -28,7 +29,6 @@ from motionlora.infer.measure_motion import (
     mf_sym,
     mirrored,
     net_direction,
-    selectivity,
     track_motion,
     velocity_field,
 )

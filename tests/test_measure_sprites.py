@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from motionlora.data.benchmark import Reference, references, target_of
 from motionlora.data.sprites import COLOURS, RADII, SHAPES, TEXTURED, Scene, Sprite, random_scene, render
+from motionlora.infer.measure_direction import turning
 from motionlora.infer.measure_sprites import (
     Blob,
     Observation,
@@ -247,3 +248,19 @@ def test_two_sprites_are_matched_by_their_motion_whichever_is_larger() -> None:
         verdict = scores(observe(render(scene).pixels), target, target)
         assert verdict.smf > 0.99
         assert verdict.acc == 1
+
+
+def test_who_turns_round_with_the_reference_is_selective_and_a_tremble_of_frames_does_not_count() -> None:
+    reference = next(r for r in references() if r.name == "zigzag")
+    path = reference.scene.sprites[0].path
+    there, back = (observe(render(r.scene).pixels) for r in (reference, reference.reversed()))
+    assert turning(there, back, path) == pytest.approx((1, 1), abs=0.05)
+    assert turning(back, there, path) == pytest.approx((-1, -1), abs=0.05)
+    assert turning(there, there, path) == (0, 0)
+    shaking = np.where(np.arange(len(path)) % 2, 1.5, -1.5)[:, None]  # is where it was after each four frames
+    moved = [replace(b[0], centre=tuple(np.add(b[0].centre, s))) for b, s in zip(there.blobs, shaking, strict=True)]
+    trembling = replace(there, blobs=[[blob] for blob in moved])
+    assert turning(trembling, back, path)[0] == pytest.approx(1, abs=0.05)
+    assert turning(trembling, back, path, pooled=1)[0] < 0.8
+    hidden = replace(there, blobs=[[] if frame in (9, 30) else b for frame, b in enumerate(there.blobs)])
+    assert turning(hidden, back, path)[0] == pytest.approx(1, abs=0.05)
