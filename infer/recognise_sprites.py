@@ -11,12 +11,10 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from motionlora.data.sprites import COLOURS, GREY_BAR, TEXTURED
+from motionlora.data.sprites import COLOURS, GREY_BAR, RADII, SHAPES, TEXTURED, coverage
 
 MIN_CHROMA, MIN_AREA = 26.0, 28
 """Lab chroma above which a pixel belongs to a sprite; a component below so many pixels (0.7 %) is not a sprite."""
-CIRCLE_RIPPLE = 0.028
-"""Relative ripple of the outline's radius below which a shape is a circle."""
 PLAIN_SPREAD = 3.0
 """Distance of the 20 % and 80 % quantiles of smoothed lightness (0..100) below which a background has no texture:
 plain ones have at most 1 in a noisy clip, clouds at least 5."""
@@ -142,20 +140,34 @@ def camera_path(smooth: np.ndarray, trust: np.ndarray, *, iterations: int = 6) -
 
 
 def shape_of(cover: np.ndarray) -> str:
-    """The shape of a soft mask "y x" in 0..1, from the Fourier magnitudes of its radius at 3, 4 and 5 cycles a turn.
+    """The shape that a soft mask "y x" in 0..1 overlaps most, in any rotation and of its own area.
 
-    The radius in a sector comes from the sector's area, on a grid four times as fine; rotation does not matter.
+    Around the centre, overlap at equal area is decided by how much the areas in sectors differ: a lumpy circle stays a
+    circle, where the strongest ripple of its outline would give it as many corners as it has lumps.
     """
-    fine = _finer(cover.shape[0]) @ cover @ _finer(cover.shape[1]).T > 0.5
-    y, x = np.nonzero(fine)
-    if not len(y):
+    if not (cover > 0.5).any():
         return "none"
+    shapes, sectors = _ideals()
+    return shapes[int(np.abs(sectors - _sectors(cover)).sum(1).argmin())]
+
+
+def _sectors(cover: np.ndarray) -> np.ndarray:
+    """Shares of a mask's area in each of 48 sectors around its centre, on a grid four times as fine."""
+    y, x = np.nonzero(_finer(cover.shape[0]) @ cover @ _finer(cover.shape[1]).T > 0.5)
     turn = (np.arctan2(y - y.mean(), x - x.mean()) + np.pi) / (2 * np.pi)
-    radius = np.sqrt(np.bincount((turn * 48).astype(int) % 48, minlength=48))
-    spectrum = np.abs(np.fft.rfft(radius / radius.mean()))[3:6] / 24
-    if spectrum.max() < CIRCLE_RIPPLE:
-        return "circle"
-    return ("triangle", "square", "star")[int(spectrum.argmax())]
+    return np.bincount((turn * 48).astype(int) % 48, minlength=48) / len(y)
+
+
+@lru_cache
+def _ideals() -> tuple[list[str], np.ndarray]:
+    """Every shape, sharp and blurred, in rotations three degrees apart: names, and `_sectors` of each."""
+    offsets, names, found = np.arange(-15.0, 16.0), [], []
+    for shape, (corners, *_) in SHAPES.items():
+        for angle in np.deg2rad(np.arange(0, 360 / corners if corners else 1, 3)):
+            sharp = coverage(shape, offsets[:, None], offsets[None], np.array(RADII).mean(keepdims=True), angle)
+            found += [_sectors(cover) for cover in (sharp, ndimage.gaussian_filter(sharp, 1.5))]
+            names += [shape, shape]
+    return names, np.stack(found)
 
 
 def _blobs(lab: np.ndarray, chroma: np.ndarray, bar: np.ndarray) -> list[list[Blob]]:

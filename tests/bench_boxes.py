@@ -39,7 +39,7 @@ WAYS = {
 """(y, x) of the upper left corner in the first and in the last frame."""
 CAPTIONS = ("a red circle on a dark background", "a blue star on a light background")
 SEEDS = (0, 1)
-HOW = SampleSettings(steps=20, scale=7.0, shift=2.0)
+HOW = SampleSettings(steps=20, scale=3.0, shift=2.0)
 FIGURES = ("miou", "ap50", "distance", "coverage")
 
 

@@ -22,6 +22,7 @@ from motionlora.data.sprites import Scene, random_scene, render
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.measure_direction import main_path
 from motionlora.infer.measure_sprites import observe
+from motionlora.train.command import settings_of
 from motionlora.train.demo import shown
 
 
@@ -44,6 +45,7 @@ def main() -> None:
     figures = {**{f"{name}_right": round(value, 3) for name, value in shares.items()}}
     figures |= {"psnr_mean_db": round(mean(psnr), 2), "psnr_worst_db": round(min(psnr), 2)}
     figures |= {"motion_spread_px": round(spread, 2), "pairs": chosen.pairs, "fingerprint": model.fingerprint[:12]}
+    figures["guidance_scale"] = settings_of("generate", ["--config", "tiny"]).sample.scale
     bars = {"colour_right": 0.95, "shape_right": 0.85, "count_right": 0.9, "psnr_mean_db": 30.0}
     lines = ["# The embedded tiny Wan", "", "| figure | measured | bar |", "| --- | --- | --- |"]
     lines += [f"| {name} | {value} | {bars.get(name, '')} |" for name, value in figures.items()]

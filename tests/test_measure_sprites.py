@@ -66,6 +66,21 @@ def test_recognisers_on_scenes_as_in_pretraining(blur: float, noise: float) -> N
     assert np.mean(backgrounds) >= 0.95
 
 
+def test_a_lumpy_shape_is_still_the_one_that_it_overlaps_most() -> None:
+    """Outlines under a smooth random warp of one pixel, as generated clips have them."""
+    right: dict[str, list[bool]] = {shape: [] for shape in SHAPES}
+    for number in range(40):
+        generator = np.random.default_rng(number)
+        shape = list(SHAPES)[number % 4]
+        pixels = render(scene_of(31.5 + np.zeros((1, 2)), look=("red", shape, "light"), radius=11.5)).pixels
+        field = ndimage.gaussian_filter(generator.standard_normal((2, 64, 64)), (0, 4, 4))
+        places = np.indices((64, 64)) + field / np.sqrt((field**2).mean())
+        warped = [ndimage.map_coordinates(pixels[0, ..., c].astype(float), places, order=1) for c in range(3)]
+        seen = observe(np.clip(np.stack(warped, -1), 0, 255).astype(np.uint8)[None])
+        right[shape] += [blobs[0].shape == shape for blobs in seen.blobs]
+    assert {shape: np.mean(hits) >= 0.9 for shape, hits in right.items()} == dict.fromkeys(SHAPES, True)
+
+
 @LEVELS
 @pytest.mark.parametrize("radius", [RADII[0] * 0.85, RADII[1]], ids=["smallest", "largest"])
 def test_every_shape_in_every_colour_at_the_sizes_in_use(radius: float, blur: float, noise: float) -> None:
