@@ -23,6 +23,7 @@ from motionlora.data.settings import InputError
 from motionlora.heads.backbone import Latent, Prompt, TokenGrid
 from motionlora.heads.capture import layers_of, unwrapped
 from motionlora.heads.settings import Expert
+from motionlora.heads.short_text import shortened
 from motionlora.heads.wan_experts import Experts, loaded_experts
 from motionlora.heads.wan_folder import found_folder
 from motionlora.heads.wan_parts import WanParts
@@ -203,10 +204,11 @@ class WanBackbone:
         self.experts.hold_for(time)
         batch = latent.shape[0]
         level = (1000 * time.to(self.device, torch.float32)).expand(batch)
+        network = unwrapped(self.transformer)
         velocity = self.transformer(
             hidden_states=latent.to(self.dtype),
             timestep=repeat(level, "b -> b s", s=self.grid(latent).tokens) if self.parts.token_times else level,
-            encoder_hidden_states=prompt.to(self.device, self.dtype).expand(batch).embeds,
+            encoder_hidden_states=shortened(network, prompt.to(self.device, self.dtype).expand(batch).embeds),
             return_dict=False,
         )[0]
         return velocity.float()

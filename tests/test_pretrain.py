@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from motionlora.data.sprites import random_scene, render
+from motionlora.heads.short_text import folding, shortened
 from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
 from motionlora.train.muon import Muon, orthogonal
-from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, fold_pads, new_transformer, scenes
+from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, new_transformer, scenes
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
 from motionlora.train.progress import Progress
 
@@ -86,14 +87,15 @@ def test_folded_pads_equal_the_stock_512_tokens() -> None:
         "a red circle on a dark background",
         "a red star and a blue star behind a grey bar on a light background",
     ]
-    embeds, bias = text(captions)
+    embeds = text(captions)
+    assert embeds.shape[1] == WAN_TEXT_LENGTH
     latent, time = torch.randn(3, Z, 2, 8, 8), torch.tensor([1000.0, 500.0, 10.0])
-    stock_embeds = torch.cat([embeds, embeds.new_zeros(3, WAN_TEXT_LENGTH - embeds.shape[1], embeds.shape[2])], 1)
-    stock = transformer(latent, time, stock_embeds, return_dict=False)[0]
-    unfolded = transformer(latent, time, embeds, return_dict=False)[0]
-    for processor in fold_pads(transformer):
-        processor.bias = bias
-    folded = transformer(latent, time, embeds, return_dict=False)[0]
+    stock = transformer(latent, time, embeds, return_dict=False)[0]
+    with folding(transformer):
+        short = shortened(transformer, embeds)
+        folded = transformer(latent, time, short, return_dict=False)[0]
+    unfolded = transformer(latent, time, short, return_dict=False)[0]
+    assert short.shape[1] < 30
     torch.testing.assert_close(folded, stock, atol=1e-5, rtol=1e-5)
     assert (unfolded - stock).abs().max() > 1e-3, "the pads matter in this test"
 

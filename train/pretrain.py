@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, FRAMES, SHAPES, random_scene, render
+from motionlora.heads.short_text import folding, shortened
 from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write_pipeline
 from motionlora.train.block_codec import Z, normalised, raw_latent
 from motionlora.train.muon import Muon
@@ -81,40 +82,19 @@ def local_bias(strength: float = 3.0) -> Tensor:
     return bias
 
 
-class FoldedPads(WanAttnProcessor):
-    """Cross-attention to a short text whose zero pads each stand for many: equal to the stock 512 tokens, and cheaper.
-
-    All pads are the same token, so n of them among m weigh as much as m with log(n/m) added to their logits.
-    """
-
-    bias: Tensor | None = None
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        return super().__call__(attn, hidden_states, encoder_hidden_states, self.bias, rotary_emb)
-
-
-def fold_pads(transformer: WanTransformer3DModel) -> list[FoldedPads]:
-    """Puts `FoldedPads` on every cross-attention, and returns them for their bias to be set."""
-    processors = {n: (FoldedPads() if "attn2" in n else p) for n, p in transformer.attn_processors.items()}
-    transformer.set_attn_processor(dict(processors))  # pyright: ignore[reportArgumentType]  # it empties the dict that it is given
-    return [p for p in processors.values() if isinstance(p, FoldedPads)]
-
-
 class Text(nn.Module):
-    """Captions to embeddings "b 20 64" and the logit bias of their pads "b 1 1 20"; trained with the transformer."""
+    """Captions to embeddings "b 512 64", zeros after the end; trained with the transformer."""
 
     def __init__(self):
         super().__init__()
         self.tokenizer = make_tokenizer(WORDS)
         self.encoder = tiny_text_encoder(len(self.tokenizer))
 
-    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def forward(self, captions: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(captions), padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
         mask: Tensor = tokens.attention_mask  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         embeds = self.encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
-        length = mask.sum(1, keepdim=True)
-        weight = torch.log((WAN_TEXT_LENGTH - length) / (TEXT_LENGTH - length))
-        return embeds, ((1 - mask) * weight)[:, None, None, :].float()
+        return nn.functional.pad(embeds, (0, 0, 0, WAN_TEXT_LENGTH - TEXT_LENGTH))
 
 
 def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTransformer3DModel, Text]:
@@ -122,23 +102,22 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
     torch.manual_seed(recipe.seed)
     transformer, text = new_transformer(), Text()
     net = nn.ModuleDict({"transformer": transformer, "text": text})
-    folded = fold_pads(transformer)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     steps = recipe.image_steps + recipe.short_steps + recipe.full_steps
     modules = {"net": net, "average": average}
     progress = Progress(recipe.work / "wan", modules, *_optimizers(net, recipe.lr), steps, recipe.lr, warmup=100)
-    for step in () if finished else progress:
-        generator = np.random.default_rng((recipe.seed, step, process()))
-        latent, captions = draw(recipe, step, generator)
-        embeds, bias = text(["" if generator.random() < 0.1 else caption for caption in captions])
-        for processor in folded:
-            processor.bias = bias
-        noise = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32))
-        u = torch.from_numpy((np.arange(len(latent)) + generator.random()) / len(latent)).float()
-        time = (TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
-        velocity = transformer(latent.lerp(noise, time), 1000 * time.flatten(), embeds, return_dict=False)[0]
-        progress.update((velocity - (noise - latent)).square().mean(), {"frames": latent.shape[2]})
-        average.update_parameters(net)
+    with folding(transformer):
+        for step in () if finished else progress:
+            generator = np.random.default_rng((recipe.seed, step, process()))
+            latent, captions = draw(recipe, step, generator)
+            embeds = text(["" if generator.random() < 0.1 else caption for caption in captions])
+            noise = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32))
+            u = torch.from_numpy((np.arange(len(latent)) + generator.random()) / len(latent)).float()
+            time = (TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
+            told = (1000 * time.flatten(), shortened(transformer, embeds))
+            velocity = transformer(latent.lerp(noise, time), *told, return_dict=False)[0]
+            progress.update((velocity - (noise - latent)).square().mean(), {"frames": latent.shape[2]})
+            average.update_parameters(net)
     best: Any = average.module
     return best["transformer"], best["text"]
 
