@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 import torch
@@ -22,6 +23,7 @@ from motionlora.data.settings import InputError
 
 What: TypeAlias = Literal["qk", "qkv", "block"]
 Heads: TypeAlias = Float[Tensor, "b s h d"]
+Seen: TypeAlias = Callable[[Callable[[], Any]], None]  # is given what reads the tensors
 Rope: TypeAlias = tuple[Tensor, Tensor]  # cos and sin, each real "1 s 1 d", values doubled for even and odd lanes
 BLOCKS = ("blocks", "transformer_blocks")
 """What the list of blocks is called: in Wan, in CogVideoX."""
@@ -74,8 +76,8 @@ def capturing(
         raise InputError(f"Cannot capture {what!r}; allowed are {', '.join(_WATCH)}: choose one of them.")
     seen: Captured[Any] = Captured(last=max(layers) if stop else None)
     with ExitStack() as hooks:
-        hooks.callback(model.register_forward_pre_hook(seen._begin).remove)
-        hooks.callback(model.register_forward_hook(seen._end, always_call=True).remove)
+        hooks.enter_context(model.register_forward_pre_hook(seen._begin))
+        hooks.enter_context(model.register_forward_hook(seen._end, always_call=True))
         for block, layer in layers.items():
             hooks.enter_context(_WATCH[what](layer, lambda read, block=block: seen._put(block, read)))
         yield seen
@@ -105,9 +107,7 @@ class Captured(Mapping[int, T], Generic[T]):
     def __getitem__(self, block: int) -> T:
         if block not in self._readers:
             have = ", ".join(map(str, self._readers)) or "none"
-            raise KeyError(
-                f"block {block} was not captured (captured: {have}): name it in capturing() and run a forward"
-            )
+            raise KeyError(f"block {block} was not captured (captured: {have}): name it in capturing(), run a forward")
         return self._readers[block]()
 
     def __iter__(self) -> Iterator[int]:
@@ -117,8 +117,7 @@ class Captured(Mapping[int, T], Generic[T]):
         return len(self._readers)
 
     def _begin(self, *_: object) -> None:
-        self._running = True
-        self._readers = {}
+        self._running, self._readers = True, {}
 
     def _end(self, *_: object) -> None:
         self._running = False
@@ -141,16 +140,14 @@ class _Enough(Exception):
 
 
 @contextmanager
-def watching_attention(
-    attention: nn.Module, seen: Callable[[Callable[[], Any]], None], *, value: bool
-) -> Iterator[None]:
+def _watching_attention(layer: nn.Module, seen: Seen, *, value: bool = False) -> Iterator[None]:
     """Calls `seen` just before each attention with a function that returns (q, k) or (q, k, v), each "b s h d".
 
     The order is that of diffusers' WanAttnProcessor and CogVideoXAttnProcessor2_0 (0.42): to_q, to_k, to_v, norm_q,
     norm_k, rotary, attention. Exceptions of `seen` pass through.
     """
-    heads: int = attention.heads  # pyright: ignore[reportAssignmentType]
-    parts: dict[str, Any] = {}
+    attention: Any = layer.attn1
+    heads, parts = int(attention.heads), dict[str, Any]()
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parts["rope"] = args[3] if len(args) > 3 else next((kwargs[name] for name in ROPE if name in kwargs), None)
@@ -163,11 +160,11 @@ def watching_attention(
         seen(_reader(parts["rope"], parts.pop("q"), out, parts.pop("v", None), heads, parts["text"]))
 
     with ExitStack() as hooks:
-        hooks.callback(attention.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        hooks.callback(attention.get_submodule("norm_q").register_forward_hook(keep("q")).remove)
+        hooks.enter_context(attention.register_forward_pre_hook(enter, with_kwargs=True))
+        hooks.enter_context(attention.norm_q.register_forward_hook(keep("q")))
         if value:
-            hooks.callback(attention.get_submodule("to_v").register_forward_hook(keep("v")).remove)
-        hooks.callback(attention.get_submodule("norm_k").register_forward_hook(ready).remove)
+            hooks.enter_context(attention.to_v.register_forward_hook(keep("v")))
+        hooks.enter_context(attention.norm_k.register_forward_hook(ready))
         yield
 
 
@@ -186,8 +183,7 @@ def unwrapped(transformer: nn.Module) -> nn.Module:
 
 def blocks_name(transformer: nn.Module) -> str:
     """What the list of blocks is called in this model, and so what names of their weights begin with."""
-    model = unwrapped(transformer)
-    return next(name for name in BLOCKS if hasattr(model, name))
+    return next(name for name in BLOCKS if hasattr(unwrapped(transformer), name))
 
 
 def layers_of(transformer: nn.Module) -> list[Any]:
@@ -215,9 +211,7 @@ def rotated(x: Heads, rope: Rope) -> Heads:
     return rearrange(pairs, "b s h d two -> b s h (d two)").type_as(x)
 
 
-def _reader(
-    rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: int, text: int
-) -> Callable[[], tuple[Tensor, ...]]:
+def _reader(rope: Rope | None, q: Tensor, k: Tensor, v: Tensor | None, heads: int, text: int) -> Callable[[], Any]:
     # CogVideoX turns queries and keys in place after this: what is read then is turned already.
     versions = q._version, k._version
     if rope is not None and rope[0].ndim == 2:
@@ -240,27 +234,16 @@ def chosen_blocks(transformer: nn.Module, blocks: Sequence[int]) -> dict[int, nn
         came = f"Block {wrong[0]} was asked for" if wrong else "No block was named"
         raise InputError(f"{came}; the model has blocks 0 to {len(layers) - 1}: name one or more of these.")
     if any(getattr(layers[block].attn1, "fused_projections", False) for block in blocks):
-        raise InputError(
-            "The projections of the model are fused, which hides q, k and v: call unfuse_qkv_projections()."
-        )
+        raise InputError("The model's projections are fused, which hides q, k and v: call unfuse_qkv_projections().")
     return {block: layers[block] for block in blocks}
 
 
-@contextmanager
-def _watching_output(layer: nn.Module, seen: Callable[[Callable[[], Tensor]], None]) -> Iterator[None]:
-    def keep(_module: nn.Module, _args: object, out: Tensor | tuple[Tensor, Tensor]) -> None:
-        video = out[0] if isinstance(out, tuple) else out  # CogVideoX: video and text
-        seen(lambda: video)
-
-    handle = layer.register_forward_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _watching_output(layer: nn.Module, seen: Seen) -> AbstractContextManager[Any]:  # CogVideoX: video and text
+    return layer.register_forward_hook(lambda _, __, out: seen(lambda: out[0] if isinstance(out, tuple) else out))
 
 
-_WATCH: dict[str, Callable[[nn.Module, Callable[..., None]], AbstractContextManager[Any]]] = {
-    "qk": lambda layer, seen: watching_attention(layer.get_submodule("attn1"), seen, value=False),
-    "qkv": lambda layer, seen: watching_attention(layer.get_submodule("attn1"), seen, value=True),
+_WATCH: dict[str, Callable[[nn.Module, Seen], AbstractContextManager[Any]]] = {
+    "qk": _watching_attention,
+    "qkv": partial(_watching_attention, value=True),
     "block": _watching_output,
 }

@@ -1,31 +1,47 @@
-"""How much of each head's attention stays in its own frame, and how much stays on its own place: exact, streamed.
+"""How much of each head's attention stays in its own frame, and how much stays on its own place: exact, and cheap.
 
-Letters: b clip, s token in (f h w) order, h head, d channel of a head, r a chunk of query rows, m mask.
+Letters: b clip, s token in (f h w) order, h head, d channel of a head, f frame, p place in a frame, n window.
 
-Never an s x s matrix: logits exist for one chunk of rows at a time, in fp32.
+A share is a ratio of two sums of exp(q k / sqrt(d)): over the keys that a mask allows, and over all keys. Both are what
+a fused attention kernel (FlashAttention, arXiv 2307.08691) keeps of the softmax anyway, its logarithm. The sum over all
+keys comes with the very call that the model makes; that over a mask from the same kernel, called for each mask block of
+queries with the keys that it may see. So no logit reaches memory and none outside of the masks is computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionlora.data.settings import InputError
 from motionlora.heads.backbone import Latent, Prompt, TokenGrid
-from motionlora.heads.capture import Heads, layers_of, watching_attention
+from motionlora.heads.capture import layers_of, text_tokens
 
 if TYPE_CHECKING:
     from motionlora.heads.wan import WanBackbone
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Room for the logits of one chunk of rows and for its masks; small chunks were twice as fast on CPUs (ours)."""
+EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention.default
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    EFFICIENT,
+}
+"""PyTorch's kernels that return the logarithm of the softmax's sum, natural, as their second result "b h s"."""
+ALLOWED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What PyTorch may choose from while heads are scored. The last of them is refused afterwards, in our words."""
+LEAST_LEFT = 0.01
+"""Of a query's attention, what the text must leave to the video for a difference of two sums to be exact to 1e-4. Heads
+with a query that has less are summed over the video's keys anew, for the price of their attention (ours)."""
 
 
 @torch.no_grad()
@@ -61,66 +77,131 @@ def head_scores(
         for time in times:
             levels = torch.full((latent.shape[0],), time, device=latent.device)
             backbone.velocity((1 - time) * latent + time * noise, levels, prompt)
-    return (shares / len(times)).numpy()
+    return (shares / len(times)).cpu().numpy()
 
 
 @contextmanager
 def scoring(transformer: nn.Module, grid: TokenGrid) -> Iterator[Float[Tensor, "block head 2"]]:
     """Scores the self-attention of every block during each forward inside the context; the forward itself is unchanged.
 
+    Inside, attention runs on PyTorch's own kernels, the fused ones of flash and memory-efficient attention, whatever
+    backend was chosen; afterwards on the chosen one again.
+
     Yields:
-        float64 on the CPU, "block head 2", zero at first: every forward adds its shares (`attention_shares`). Divide by
-        the number of forwards. Where text tokens share the attention (CogVideoX), only what stays in the video counts.
+        float64 where the model is, "block head 2", zero at first: every forward adds its shares (`attention_shares`).
+        Divide by the number of forwards. Where text tokens share the attention (CogVideoX), only what stays in the
+        video counts.
 
     Raises:
-        InputError: in the forward, where the tokens do not fit `grid`.
+        InputError: in the forward, where the tokens do not fit `grid`, or no fused kernel takes this dtype and device.
     """
-    layers = layers_of(transformer)
-    total = torch.zeros(len(layers), int(layers[0].attn1.heads), 2, dtype=torch.float64)
-    with ExitStack() as hooks:
+    layers, kernels = layers_of(transformer), FusedKernels()
+    device = next(transformer.parameters()).device
+    total = torch.zeros(len(layers), int(layers[0].attn1.heads), 2, dtype=torch.float64, device=device)
+
+    def add(block: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        total[block] += attention_shares(kernels.watched(), grid, text_tokens(args, kwargs)).to(device)
+
+    with ExitStack() as stack:
         for block, layer in enumerate(layers):
-
-            def add(read: Callable[[], tuple[Tensor, ...]], block: int = block) -> None:
-                with torch.no_grad():
-                    q, k = read()
-                    total[block] += attention_shares(q, k, grid)
-
-            hooks.enter_context(watching_attention(layer.get_submodule("attn1"), add, value=False))
+            attention, backend = layer.get_submodule("attn1"), "_attention_backend"
+            before, after = attention.register_forward_pre_hook, attention.register_forward_hook
+            stack.enter_context(before(lambda *_: kernels.watch()))
+            stack.enter_context(after(lambda _, args, kw, __, block=block: add(block, args, kw), with_kwargs=True))
+            processor: Any = attention.processor
+            if hasattr(processor, backend):  # CogVideoX has PyTorch's own always
+                stack.callback(setattr, processor, backend, getattr(processor, backend))
+                setattr(processor, backend, "native")
+        stack.enter_context(sdpa_kernel(ALLOWED))
+        stack.enter_context(kernels)
         yield total
 
 
+@dataclass(frozen=True, eq=False)
+class FusedCall:
+    """A call of one of `KERNELS`: its arguments, the first of which are q, k and v "b h s d", and log sums "b h s"."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    log_sums: Float[Tensor, "b h s"]
+
+    def again(self, q: Float[Tensor, "b h q d"], k: Float[Tensor, "b h k d"]) -> Float[Tensor, "b h q"]:
+        """Log of the sum of exp(q k / sqrt(d)) over other keys."""
+        return self.kernel(q, k, k, *self.args[3:], **self.kwargs)[1][..., : q.shape[2]]
+
+
+class FusedKernels(TorchDispatchMode):
+    """Inside, notes the call of a fused kernel that comes between `watch` and `watched`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watching = False
+        self._call: FusedCall | None = None
+
+    def watch(self) -> None:
+        """From here on calls are noted."""
+        self._watching, self._call = True, None
+
+    def watched(self) -> FusedCall:
+        """The latest call; none is noted from here on.
+
+        Raises:
+            InputError: there was none.
+        """
+        call, self._watching, self._call = self._call, False, None
+        if call is None:
+            raise InputError(
+                "Heads are scored by PyTorch's fused attention, which has no kernel for this model here: load it in "
+                "bf16 or fp32 on a CPU or a CUDA GPU, with diffusers' own attention processors."
+            )
+        return call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is EFFICIENT:  # leaves the sums out where no gradient is wanted
+            args = (*args[:4], True, *args[5:])
+        result = func(*args, **kwargs)
+        if self._watching and func in KERNELS:
+            self._call = FusedCall(func, args, kwargs, result[1])
+        return result
+
+
 @torch.no_grad()
-def attention_shares(q: Heads, k: Heads, grid: TokenGrid, *, rows: int | None = None) -> Float[Tensor, "h 2"]:
+def attention_shares(call: FusedCall, grid: TokenGrid, text: int = 0) -> Float[Tensor, "h 2"]:
     """Share of each head's attention that falls into the spatial and into the temporal mask, averaged over clips.
 
     For a = softmax(q k^T / sqrt(d)): sum(a * mask) / s, which is the area of the mask for a head that attends evenly.
+    Spatial: a band of about one frame to either side in (f h w) order. Temporal: the same band in position-major order
+    (h w f), which is the same place in every frame. With `mask_block` tokens m and p tokens a frame, queries of block i
+    see keys of block j if |i - j| < max(1, p // m). Source: the release of Follow-Your-Motion (arXiv 2506.05207).
 
     Args:
-        q, k: queries and keys after norm and rotary positions, tokens in (f h w) order.
+        call: the attention, queries and keys after norm and rotary positions, tokens in (f h w) order after the text.
         grid: the token grid.
-        rows: query rows at a time; by default as many as CHUNK_BYTES holds. Changes memory and speed only.
+        text: tokens of a caption before them, which are left out of a.
 
     Returns:
-        float64 on the CPU: spatial, temporal share in [0, 1].
+        float64: spatial, temporal share in [0, 1]. Errors are about 1e-7 times the largest logit.
 
     Raises:
         InputError: the number of tokens is not that of the grid.
     """
-    clips, tokens, heads, width = q.shape
-    if tokens != grid.tokens:
+    q, k = (x[:, :, text:] for x in call.args[:2])
+    if q.shape[2] != grid.tokens:
         raise InputError(
-            f"The attention runs over {tokens} tokens, the grid {grid.frames} x {grid.height} x {grid.width} has "
+            f"The attention runs over {q.shape[2]} tokens, the grid {grid.frames} x {grid.height} x {grid.width} has "
             f"{grid.tokens}: pass the grid of the latent that is being scored."
         )
-    rows = rows or max(1, CHUNK_BYTES.get(q.device.type, 2**29) // (4 * tokens * (heads + 2)))
-    total = torch.zeros(heads, 2, dtype=torch.float64, device=q.device)
-    # Autocast would turn the two products below into bf16: rows would no longer sum to 1.
-    with torch.autocast(q.device.type, enabled=False):
-        for query, key in zip(_by_head(q), _by_head(k), strict=True):
-            query = query * width**-0.5
-            for chunk in torch.split(torch.arange(tokens, device=q.device), rows):
-                total += _row_shares(query[:, chunk], key, mask_rows(grid, chunk)).sum(dim=1, dtype=torch.float64)
-    return (total / (clips * tokens)).cpu()
+    whole = call.log_sums[..., text : text + grid.tokens]
+    if text:
+        whole = _without_text(call, q, k, whole, call.args[1][:, :, :text])
+    shares = []
+    for order in ("b h (f p) ... -> b h (f p) ...", "b h (f p) ... -> b h (p f) ..."):
+        query, key, sums = (rearrange(x, order, f=grid.frames) for x in (q, k, whole))
+        inside = torch.cat([_band(call, *clip, grid) for clip in zip(query.split(1), key.split(1), strict=True)])
+        shares.append((inside - sums).clamp(max=0).exp().mean(dim=(0, 2), dtype=torch.float64))
+    return torch.stack(shares, dim=1)
 
 
 def mask_block(tokens_per_frame: int) -> int:
@@ -132,33 +213,36 @@ def mask_block(tokens_per_frame: int) -> int:
     return max(1, min(128, tokens_per_frame // 12))
 
 
-def mask_rows(grid: TokenGrid, rows: Int[Tensor, " r"]) -> Float[Tensor, "r 2 s"]:
-    """Rows of the spatial and of the temporal mask, 0 or 1.
+def _without_text(call: FusedCall, q: Tensor, k: Tensor, whole: Tensor, words: Tensor) -> Float[Tensor, "b h s"]:
+    """Log of the sum over the video's keys alone: what is over all keys, less what is over the words."""
+    left = -torch.expm1(call.again(q, words) - whole)
+    whole = whole + left.log()
+    heads = left.amin(dim=(0, 2)) < LEAST_LEFT
+    if heads.any():
+        whole[:, heads] = call.again(q[:, heads], k[:, heads])
+    return whole
 
-    Spatial: a band of about one frame to either side in (f h w) order. Temporal: the same band in position-major order
-    (h w f), which is the same place in every frame. Source: the release of Follow-Your-Motion (arXiv 2506.05207).
+
+def _band(
+    call: FusedCall, q: Float[Tensor, "1 h s d"], k: Float[Tensor, "1 h s d"], grid: TokenGrid
+) -> Float[Tensor, "1 h s"]:
+    """Log of the sum over the keys of the band, for every query.
+
+    Mask blocks whose window of keys lies within the clip are one call, a batch of windows that overlap in memory; those
+    at either end, whose windows are cut off, are a call each.
     """
-    block = mask_block(grid.tokens_per_frame)
-    half_width = max(1, grid.tokens_per_frame // block)
-    rows, columns = rows.int(), torch.arange(grid.tokens, device=rows.device, dtype=torch.int32)
+    block, tokens = mask_block(grid.tokens_per_frame), grid.tokens
+    reach = block * (max(1, grid.tokens_per_frame // block) - 1)
+    window = 2 * reach + block
+    count = max(0, (tokens - window) // block + 1)
+    last = reach + count * block
 
-    def band(row: Tensor, column: Tensor) -> Tensor:
-        return (row[:, None] // block - column // block).abs_() < half_width
+    def at_an_end(start: int) -> Tensor:
+        return call.again(q[:, :, start : start + block], k[:, :, max(0, start - reach) : start + block + reach])
 
-    def by_place(index: Tensor) -> Tensor:
-        return (index % grid.tokens_per_frame) * grid.frames + index // grid.tokens_per_frame
-
-    return torch.stack((band(rows, columns), band(by_place(rows), by_place(columns))), dim=1).float()
-
-
-def _by_head(x: Heads) -> Float[Tensor, "b h s d"]:
-    return rearrange(x.float(), "b s h d -> b h s d")
-
-
-def _row_shares(
-    query: Float[Tensor, "h r d"], key: Float[Tensor, "h s d"], masks: Float[Tensor, "r 2 s"]
-) -> Float[Tensor, "h r 2"]:
-    logits = query @ key.mT
-    weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()  # in place: this is the one large tensor
-    inside = torch.einsum("hrs,rms->hrm", weights, masks)
-    return inside / weights.sum(dim=-1, keepdim=True)
+    pieces = [at_an_end(start) for start in range(0, min(reach, tokens), block)]
+    if count:
+        queries = rearrange(q[:, :, reach:last], "1 h (n s) d -> n h s d", n=count)
+        keys = rearrange(k.unfold(2, window, block), "1 h n d s -> n h s d")
+        pieces.append(rearrange(call.again(queries, keys), "n h s -> 1 h (n s)"))
+    return torch.cat([*pieces, *(at_an_end(start) for start in range(last, tokens, block))], dim=2)

@@ -1,8 +1,10 @@
-"""Streamed against dense head scores: difference, seconds, peak memory. Run by hand; writes results/head_scores.*.
+"""What scoring the heads adds to a forward: time, peak memory, difference. Run by hand; writes results/head_scores.*.
 
     python tests/bench_score.py --frames 21 --height 14 --width 20 --heads 4
 
-Each way runs in its own process on the same random model, so that its peak memory is its own.
+Each way runs in its own process on the same random model, so that its peak memory is its own. Beside ours: that of the
+release, with whole attention maps and masks, and ours before, the same for some rows at a time. For the full size FLOPs
+and bytes are counted on tensors without data.
 """
 
 import argparse
@@ -12,12 +14,21 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-WAYS = ("none", "streamed", "dense")
+WAYS = {
+    "none": "forward alone",
+    "scored": "forward + scores",
+    "streamed": "forward + scores from streamed rows (before)",
+    "dense": "forward + scores from whole maps (release)",
+}
+STREAMED_BYTES = 2**26
 
 
 def main() -> None:
@@ -27,19 +38,26 @@ def main() -> None:
         print(json.dumps(measure(settings)))
         return
     runs = {way: in_own_process(way) for way in WAYS}
-    tokens = settings.frames * settings.height * settings.width
-    pairs = zip(flat(runs["streamed"]["scores"]), flat(runs["dense"]["scores"]), strict=True)
+    alone = runs["none"]["seconds"]
     record = {
-        "what": "head scores of one forward of a random Wan transformer, streamed and dense",
-        "machine": f"{os.cpu_count()} CPU cores, {runs['none']['threads']} thread(s) used",
+        "what": "head scores of one forward of a random Wan transformer in fp32",
+        "machine": f"{os.cpu_count()} CPU cores, one thread used; seconds of processor time, least of {settings.runs}",
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", "tests/bench_score.py", *sys.argv[1:]]),
-        "tokens": tokens,
+        "tokens": settings.frames * settings.height * settings.width,
         "blocks": settings.blocks,
         "heads": settings.heads,
         "head_dim": settings.head_dim,
-        "largest_difference": max(abs(a - b) for a, b in pairs),
-        "ways": {way: {key: run[key] for key in ("seconds", "peak_mib", "idle_mib")} for way, run in runs.items()},
+        "largest_difference": abs(np.array(runs["scored"]["scores"]) - np.array(runs["dense"]["scores"])).max(),
+        "ways": {
+            way: {
+                "seconds": run["seconds"],
+                "forwards_more": (run["seconds"] - alone) / alone,
+                "peak_mib": run["peak_mib"] - run["idle_mib"],
+            }
+            for way, run in runs.items()
+        },
+        "full_size": full_size(),
     }
     text = table(record)
     print(text)
@@ -53,6 +71,7 @@ def read_settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("frames", 21), ("height", 14), ("width", 20), ("blocks", 2), ("heads", 4), ("head-dim", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--runs", type=int, default=3, help="forwards, of which the fastest counts")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process and print it as JSON")
     return parser.parse_args()
 
@@ -72,6 +91,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     from motionlora.heads.backbone import TokenGrid
     from motionlora.heads.score import scoring
 
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     size: dict[str, Any] = {"num_attention_heads": settings.heads, "attention_head_dim": settings.head_dim}
     size |= {"num_layers": settings.blocks, "ffn_dim": 64, "freq_dim": 32, "text_dim": 16}
@@ -82,48 +102,85 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         torch.tensor([999.8]),
         torch.zeros(1, 8, 16),
     )
+
+    def run() -> Any:
+        if settings.way in ("none", "scored"):
+            with scoring(model, grid) if settings.way == "scored" else nullcontext() as scores:
+                model(*inputs)
+            return scores
+        row_bytes = 4 * grid.tokens * (settings.heads + 2)
+        return scores_by_rows(
+            model, grid, inputs, STREAMED_BYTES // row_bytes if settings.way == "streamed" else grid.tokens
+        )
+
     with torch.no_grad():
         model(inputs[0][:, :, :1], *inputs[1:])  # the first call of a process pays for the libraries
-        idle = peak_mib()
-        start = time.perf_counter()
-        scores: Any = None
-        if settings.way == "dense":
-            scores = dense_scores(model, grid, inputs)
-        elif settings.way == "streamed":
-            with scoring(model, grid) as scores:
-                model(*inputs)
-        else:
-            model(*inputs)
-        seconds = time.perf_counter() - start
+        idle, seconds, scores = peak_mib(), [], None
+        for _ in range(settings.runs):
+            start = time.process_time()
+            scores = run()
+            seconds.append(time.process_time() - start)
     listed = None if scores is None else scores.tolist()
-    return {
-        "seconds": seconds,
-        "peak_mib": peak_mib(),
-        "idle_mib": idle,
-        "threads": torch.get_num_threads(),
-        "scores": listed,
-    }
+    return {"seconds": min(seconds), "peak_mib": peak_mib(), "idle_mib": idle, "scores": listed}
 
 
-def dense_scores(model: Any, grid: Any, inputs: tuple[Any, ...]) -> Any:
-    """As the release does: whole attention maps times whole masks, one block at a time."""
+def scores_by_rows(model: Any, grid: Any, inputs: tuple[Any, ...], rows: int) -> Any:
+    """Attention maps times masks in fp32, so many rows at a time; with all of them as the release does."""
     import torch
     from einops import rearrange
 
     from motionlora.heads.capture import capturing
-    from motionlora.heads.score import mask_rows
 
     with capturing(model, range(len(model.blocks)), "qk") as seen:
         model(*inputs)
-    masks = mask_rows(grid, torch.arange(grid.tokens))
-    scores = []
+    total = torch.zeros(len(model.blocks), len(seen[0][0][0, 0]), 2, dtype=torch.float64)
     for block in range(len(model.blocks)):
         q, k = (rearrange(x, "1 s h d -> h s d") for x in seen[block])
-        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
-        scores.append(
-            torch.stack([(weights * masks[:, m]).sum(dim=(1, 2), dtype=torch.float64) for m in (0, 1)], dim=1)
-        )
-    return torch.stack(scores) / grid.tokens
+        for chunk in torch.arange(grid.tokens).split(rows):
+            logits = (q[:, chunk] * q.shape[-1] ** -0.5) @ k.mT
+            weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+            inside = torch.einsum("hrs,rms->hrm", weights, mask_rows(grid, chunk))
+            total[block] += (inside / weights.sum(dim=-1, keepdim=True)).sum(dim=1, dtype=torch.float64)
+    return total / grid.tokens
+
+
+def mask_rows(grid: Any, rows: Any) -> Any:
+    """Rows of the spatial and of the temporal mask, 0 or 1, "r 2 s"."""
+    import torch
+
+    from motionlora.heads.score import mask_block
+
+    block = mask_block(grid.tokens_per_frame)
+    columns = torch.arange(grid.tokens)
+
+    def by_place(index: Any) -> Any:
+        return (index % grid.tokens_per_frame) * grid.frames + index // grid.tokens_per_frame
+
+    def band(row: Any, column: Any) -> Any:
+        return (row[:, None] // block - column // block).abs() < max(1, grid.tokens_per_frame // block)
+
+    return torch.stack((band(rows, columns), band(by_place(rows), by_place(columns))), dim=1).float()
+
+
+def full_size() -> dict[str, Any]:
+    """Of Wan 2.1 1.3B in bf16, 81 frames of 480x832: what a forward takes, and what scoring adds to it."""
+    import torch
+
+    from motionlora.heads.wan_outline import PUBLISHED
+    from motionlora.train.rehearsal import Rehearsal
+    from motionlora.train.settings import TrainSettings
+
+    name = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    run = Rehearsal(TrainSettings(frames=81, height=480, width=832), PUBLISHED[name], torch.bfloat16)
+    plain, scored = run.forward(), run.forward(scored=True)
+    return {
+        "model": name,
+        "tokens": run.whole_grid.tokens,
+        "tflop": plain.flops / 1e12,
+        "tflop_more": (scored.flops - plain.flops) / 1e12,
+        "gib": plain.nbytes / 2**30,
+        "gib_more": (scored.nbytes - plain.nbytes) / 2**30,
+    }
 
 
 def peak_mib() -> float:
@@ -131,28 +188,23 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def flat(nested: Any) -> list[float]:
-    """All numbers of nested lists in order."""
-    return [number for part in nested for number in flat(part)] if isinstance(nested, list) else [nested]
-
-
 def table(record: dict[str, Any]) -> str:
     """The measurement as Markdown."""
     rows = "\n".join(
-        f"| {name} | {run['seconds']:.2f} | {run['peak_mib'] - run['idle_mib']:.0f} |"
-        for way, name in (
-            ("none", "forward alone"),
-            ("streamed", "forward + streamed scores"),
-            ("dense", "forward + dense scores"),
-        )
-        for run in (record["ways"][way],)
+        f"| {WAYS[way]} | {run['seconds']:.2f} | {run['forwards_more']:.2f} | {run['peak_mib']:.0f} |"
+        for way, run in record["ways"].items()
     )
+    full = record["full_size"]
     return (
-        f"# Head scores: streamed against dense\n\n{record['what']}: {record['blocks']} blocks, "
+        f"# What head scores cost\n\n{record['what']}: {record['blocks']} blocks, "
         f"{record['heads']} heads of {record['head_dim']}, {record['tokens']} tokens.\n"
-        f"{record['machine']}, {record['date']}, "
-        f"`{record['command']}`.\n\n| way | seconds | peak memory above idle, MiB |\n|---|---|---|\n{rows}\n\n"
-        f"Largest difference of a share: {record['largest_difference']:.1e}.\n"
+        f"{record['machine']}, {record['date']}, `{record['command']}`.\n\n"
+        "| way | seconds | more than the forward, in forwards | peak memory above idle, MiB |\n|---|---|---|---|\n"
+        f"{rows}\n\nLargest difference of a share to that from whole maps: {record['largest_difference']:.1e}.\n\n"
+        f"{full['model']} in bf16, {full['tokens']} tokens, counted on tensors without data, not run: a forward "
+        f"takes {full['tflop']:.0f} TFLOP, scoring its heads {full['tflop_more']:.0f} more "
+        f"({full['tflop_more'] / full['tflop']:.2f} forwards); beside the weights it peaks at {full['gib']:.2f} GiB, "
+        f"scored at {full['gib_more']:.2f} GiB more.\n"
     )
 
 

@@ -14,16 +14,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from motionlora.heads import score
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import attach
 from motionlora.heads.positions import sparse_positions
+from motionlora.heads.score import scoring
 from motionlora.heads.wan_outline import META, PUBLISHED
 from motionlora.train.count import Count as Counted
 from motionlora.train.count import counting
@@ -84,14 +83,13 @@ def counts_of(name: str, blocks: int | None = None) -> list[Count]:
 
 def forward(name: str, what: str, frames: int, blocks: int | None = None, *, scored: bool = False) -> Count:
     """One forward of a clip of `frames` pixel frames, with the heads scored in it if wanted."""
-    # Rows are scored in one chunk, since chunks of what has no size would only take time; FLOPs are the same.
-    with FakeTensorMode(), patch.dict(score.CHUNK_BYTES, cpu=2**62), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad():
         model = WANS[name].without_weights(torch.bfloat16, blocks=blocks, device=torch.device("cpu"))
         latent, prompt = new_latent(frames, torch.device("cpu")), Prompt(torch.empty(1, *TEXT))
         grid = model.grid(latent)
         with counting() as counter, ExitStack() as stack:
             if scored:
-                stack.enter_context(score.scoring(model.transformer, grid))
+                stack.enter_context(scoring(model.transformer, grid))
             model.velocity(latent, torch.full((1,), 0.9998), prompt)
     return Count(name, what, grid.frames, grid.tokens, *totals(counter))
 

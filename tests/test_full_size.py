@@ -6,8 +6,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-BLOCKS, WIDTH, FEED_FORWARD, HEADS, WORDS, RANK = 2, 1536, 8960, 12, 512, 32
+BLOCKS, WIDTH, FEED_FORWARD, WORDS, RANK = 2, 1536, 8960, 512, 32
 NAME = "Wan2.1 1.3B"
 
 
@@ -34,9 +35,10 @@ def test_a_forward_and_the_head_scores_take_what_arithmetic_says(bench: Any) -> 
     scored = bench.forward(NAME, "", 81, BLOCKS, scored=True)
     assert plain.tokens == scored.tokens == 21 * 30 * 52
     assert plain.tflops * 1e12 == pytest.approx(BLOCKS * block_flops(plain.tokens), rel=5e-3)
-    # one more product of q and k, and one of the weights with both masks
-    more = BLOCKS * plain.tokens**2 * (2 * WIDTH + 2 * 2 * HEADS)
-    assert (scored.tflops - plain.tflops) * 1e12 == pytest.approx(more, rel=1e-6)
+    # attention within either mask: rows of 128 queries, each with the 128s of keys that are less than 12 away
+    rows, keys = (range(0, plain.tokens, 128), torch.arange(plain.tokens) // 128)
+    pairs = sum(min(128, plain.tokens - row) * int(((keys - row // 128).abs() < 12).sum()) for row in rows)
+    assert (scored.tflops - plain.tflops) * 1e12 == pytest.approx(BLOCKS * 2 * 4 * pairs * WIDTH, rel=1e-6)
 
 
 def test_a_temporal_step_traces_and_trains_half_of_the_heads(bench: Any) -> None:

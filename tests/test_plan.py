@@ -95,8 +95,9 @@ def test_a_forward_takes_what_arithmetic_says(outline: WanOutline) -> None:
     block += 2 * 2 * (s + text) * width**2 + 4 * s * text * width + 4 * s * width * ffn
     ends = 2 * s * 2 * (16 * 4) * width + 2 * text * (32 + width) * width + 2 * (32 + width + 6 * width) * width
     assert run.forward().flops == 5 * block + ends
-    more = 5 * s**2 * (2 * width + 4 * 4)
-    assert run.scored_forward().flops == 5 * block + ends + more
+    # attention within either mask: with 16 tokens a frame a band of 15 to either side
+    pairs = sum(abs(query - key) < 16 for query in range(s) for key in range(s))
+    assert run.forward(scored=True).flops == 5 * (block + 2 * 4 * pairs * width) + ends
 
 
 def test_an_outline_is_the_loaded_model_without_its_data(outline: WanOutline, twin: WanBackbone, twin_folder) -> None:

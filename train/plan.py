@@ -97,7 +97,7 @@ def plan_of(
     parts = [Part("embed", 1, run.text_encoder(), alone=True), Part("encode", 1, run.vae(), fp32=True, alone=True)]
     parts = parts if prepares else []
     if "heads" in stages and (split or stages == ("heads",)):
-        parts.append(Part("heads", len(settings.heads.times), run.scored_forward(), run.whole_grid))
+        parts.append(Part("heads", len(settings.heads.times), run.forward(scored=True), run.whole_grid))
     if "spatial" in stages and split and settings.spatial.steps:
         parts.append(Part("spatial", experts * settings.spatial.steps, run.step("spatial"), run.grid("spatial")))
     if "temporal" in stages:

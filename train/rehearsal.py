@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import attach
 from motionlora.heads.memory import NOTHING_SPARED, Memory, linear_layers
 from motionlora.heads.positions import sparse_positions
-from motionlora.heads.score import CHUNK_BYTES
+from motionlora.heads.score import scoring
 from motionlora.heads.wan_outline import META, WanOutline
 from motionlora.train.count import Count, counting
 from motionlora.train.stages import Stage
@@ -92,29 +93,18 @@ class Rehearsal:
         pixels = 3 * 4 * self.settings.frames * height * width
         return Cost(few.flops + (fours - 1) * (more.flops - few.flops), bytes_of(vae) + pixels + more.peak_bytes)
 
-    def forward(self, frames: int | None = None) -> Cost:
-        """One forward of a clip of `frames` pixel frames (the whole one's) without gradients."""
+    def forward(self, frames: int | None = None, *, scored: bool = False) -> Cost:
+        """One forward of a clip of `frames` pixel frames (the whole one's) without gradients; or with heads scored."""
         frames = frames or self.settings.frames
 
         def work(model: WanBackbone) -> Cost:
             latent = self._latent(frames)
-            with torch.no_grad():
+            scores = scoring(model.transformer, model.grid(latent)) if scored else nullcontext()
+            with torch.no_grad(), scores:
                 count = counted(lambda: model.velocity(latent, torch.ones(1), self._prompt()))
             return Cost(count.flops, count.peak_bytes, count.attention_flops)
 
         return self._of_all_blocks(work)
-
-    def scored_forward(self) -> Cost:
-        """A forward of the whole clip in which every head is scored.
-
-        The scores by arithmetic, as `attention_shares` works: one more product of q and k, one of the weights with
-        both masks; q and k in fp32 and the scaled q, a chunk of logits and its masks.
-        """
-        plain, model = self.forward(), self.model
-        tokens, width = self.whole_grid.tokens, model.heads * model.head_dim
-        scores = model.blocks * tokens**2 * (2 * width + 4 * model.heads)
-        chunk = min(CHUNK_BYTES["cuda"], 4 * tokens**2 * (model.heads + 2))
-        return Cost(plain.flops + scores, plain.nbytes + 3 * 4 * tokens * width + chunk, plain.attention_flops + scores)
 
     @property
     def whole_grid(self) -> TokenGrid:
