@@ -1,7 +1,7 @@
 """Clips: read from any video, animation or folder of pictures, written so that browsers play them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class Clip:
         digest = hashlib.sha256(repr(self.pixels.shape).encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
+
+
+def backwards(clip: Clip) -> Clip:
+    """The clip from its last frame to its first: the reference whose motion is the opposite in time."""
+    return replace(clip, pixels=np.ascontiguousarray(clip.pixels[::-1]))
+
+
+def mirrored(clip: Clip) -> Clip:
+    """The clip with left and right exchanged."""
+    return replace(clip, pixels=np.ascontiguousarray(clip.pixels[:, :, ::-1]))
 
 
 def read_clip(

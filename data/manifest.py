@@ -1,8 +1,8 @@
 """Benchmarks of papers, on a copy that the user has: what each consists of, and what of it is not there.
 
 No clip and no caption of theirs is in this project. The user's captions file names clips, captions and classes; what
-stands here tells whether that is the whole benchmark, so that no table of a part passes for one of all. Counts are the
-papers'.
+stands here tells where clips lie in a copy as it is handed out, and whether that is the whole benchmark, so that no
+table of a part passes for one of all. Counts are the papers'.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ class Manifest:
 
     Attributes:
         each: whether every clip has a caption of every class (else a class is the clip's own).
+        places: where clips lie in the folder that the user names, the first that has any.
     """
 
     title: str
@@ -28,19 +29,25 @@ class Manifest:
     captions: int
     each: bool
     source: str
+    places: tuple[str, ...] = ("*",)
 
 
 MANIFESTS: dict[BenchmarkName, Manifest] = {
     "davis": Manifest(
-        "DAVIS-50 x 3", 50, ("caption", "subject", "scene"), 3, True, "DiTFlow, arXiv 2412.07776; clips: DAVIS 2017"
+        "DAVIS-50 x 3", 50, ("caption", "subject", "scene"), 3, True, "DiTFlow, arXiv 2412.07776; clips: DAVIS 2017",
+        ("*", "JPEGImages/480p/*"),
     ),
     "motionbench": Manifest(
         "MotionBench", 53, ("camera", "single object", "multiple objects", "complex human"), 1, False,
         "Follow-Your-Motion, arXiv 2506.05207",
     ),
-    "mtbench": Manifest("MTBench", 100, ("easy", "medium", "hard"), 5, False, "DeT; clips: DAVIS and YouTube-VOS"),
+    "mtbench": Manifest(
+        "MTBench", 100, ("easy", "medium", "hard"), 5, False, "DeT, arXiv 2503.17350; clips: DAVIS and YouTube-VOS",
+        ("*", "*/videos/*"),
+    ),
     "loveu": Manifest(
-        "LOVEU-TGVE-2023", 76, ("style", "object", "background", "multiple"), 4, True, "the LOVEU challenge of 2023"
+        "LOVEU-TGVE-2023", 76, ("style", "object", "background", "multiple"), 4, True, "the LOVEU challenge of 2023",
+        ("*", "*_480p/480p_frames/*", "*_480p/480p_videos/*"),
     ),
 }  # fmt: skip
 

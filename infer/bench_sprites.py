@@ -15,12 +15,15 @@ from motionlora.infer.method import parsed_method
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Size
+from motionlora.infer.workers import ALONE, Workers
 
 SPRITES = Size(FRAMES, SIZE, SIZE, FPS)
 """Of every clip of the protocol."""
 
 
-def bench_sprites(settings: BenchSpritesSettings, say: Callable[[str], None] = print) -> list[Row]:
+def bench_sprites(
+    settings: BenchSpritesSettings, say: Callable[[str], None] = print, workers: Workers = ALONE
+) -> list[Row]:
     """A form of the protocol by the methods of the settings; the protocol's hash stands at the head of its tables.
 
     Raises:
@@ -33,9 +36,9 @@ def bench_sprites(settings: BenchSpritesSettings, say: Callable[[str], None] = p
             f"Method {trained[0]} needs a LoRA for each reference, and nothing is trained here: take guidances, or "
             "make the clips with `motionlora clip sprite`, train on each and run `motionlora compare --loras DIR`."
         )
-    say(f"Sprite protocol {protocol_hash()}, form {settings.form}")
+    workers.heard(say)(f"Sprite protocol {protocol_hash()}, form {settings.form}")
     facts = {"protocol": f"sprite protocol, hash {protocol_hash()}, form {settings.form}"}
-    return compared(protocol_pairs(settings.form), settings, SPRITES, facts, say)
+    return compared(protocol_pairs(settings.form), settings, SPRITES, facts, say, workers=workers)
 
 
 def protocol_pairs(form: Form) -> list[Pair]:

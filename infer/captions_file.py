@@ -2,10 +2,13 @@
 
 It has one entry a pair. Text: `CLIP | CAPTION`, a third column may name the clip's LoRA, and # begins a comment. YAML
 or JSON: a list of mappings with `clip`, `caption`, and where wanted `lora` and `kind`, or one mapping `CLIP: CAPTION`
-or `CLIP: [CAPTION, ...]`. JSON lines: such a mapping a line. CLIP is a file's name, with or without its suffix; a
+or `CLIP: [CAPTION, ...]`. JSON lines: such a mapping a line. CSV: a column for each of `clip`, `caption`, `lora`,
+`kind`; or LOVEU-TGVE's own file, with a column a class. CLIP is a file's name, with or without its suffix; a
 LoRA's path begins at the captions file; `kind` is a word of one's own, shown in the table.
 """
 
+import csv
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +16,13 @@ from typing import Any
 
 from motionlora.data.errors import InputError, meant
 from motionlora.data.json_text import parsed_json
+from motionlora.data.manifest import MANIFESTS
 from motionlora.data.yaml_file import parsed_yaml
 from motionlora.infer.settings import lora_choice
 
-NAMES = ("captions.txt", "captions.yaml", "captions.yml", "captions.json", "captions.jsonl")
+NAMES = ("captions.txt", "captions.csv", "captions.yaml", "captions.yml", "captions.json", "captions.jsonl")
 FIELDS = ("clip", "caption", "lora", "kind")
+LOVEU_CLIP = "Video name"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def read_captions(path: Path) -> list[Asked]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{path} cannot be read as text ({fault}): give a captions file.") from None
-    readers = {".txt": _columns, ".jsonl": _json_lines, ".json": _document, ".yaml": _document, ".yml": _document}
+    readers = {".txt": _columns, ".csv": _table, ".jsonl": _json_lines, ".json": _document}
+    readers |= {".yaml": _document, ".yml": _document}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path}: captions come as {', '.join(readers)}, not {path.suffix!r}: rename or convert it.")
     entries = list(readers[path.suffix.lower()](text, path.name))
@@ -61,6 +67,27 @@ def _columns(text: str, name: str) -> Iterator[tuple[Any, str]]:
                     f"{name}, line {number}: {line.strip()!r} should be CLIP | CAPTION or CLIP | CAPTION | LORA."
                 )
             yield dict(zip(FIELDS, words, strict=False)), f"{name}, line {number}"
+
+
+def _table(text: str, name: str) -> Iterator[tuple[Any, str]]:
+    """CSV. LOVEU-TGVE's has headings of one cell between its rows, and columns like `Style Change Caption`."""
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), restval="")
+    try:
+        rows = [(row, f"{name}, line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        line = reader.reader.line_num
+        raise InputError(f"{name}, line {line}: this is not CSV, {error}; correct the line.") from None
+    heads = reader.fieldnames or []
+    classes = {kind: head for kind in MANIFESTS["loveu"].classes for head in heads if head.lower().startswith(kind)}
+    for row, place in rows:
+        if None in row:
+            raise InputError(f"{place}: more cells than headings came: put a caption with commas in double quotes.")
+        if LOVEU_CLIP not in heads:
+            yield row, place
+            continue
+        for kind, head in classes.items():
+            if row[head].strip():
+                yield {"clip": row[LOVEU_CLIP], "caption": row[head], "kind": kind}, place
 
 
 def _json_lines(text: str, name: str) -> Iterator[tuple[Any, str]]:

@@ -1,7 +1,7 @@
 """`motionlora compare`: every method on every clip with every caption and seed, measured, in tables and on a page.
 
 A cell that fails is a row with its sentence, and the others go on. Training is not done here: `lora` takes LoRAs that
-are there already, since `train` stands a floor above.
+are there already, since `train` stands a floor above. Several processes may share the cells (`workers.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from motionlora.data.clip import Clip
-from motionlora.data.errors import InputError, NumbersError, StorageError
+from motionlora.data.errors import InputError, NumbersError, Stopped, StorageError
 from motionlora.data.say import Say, silent
 from motionlora.infer.compare_settings import CompareSettings, GridSettings, StudioSettings
 from motionlora.infer.compare_table import write_tables
@@ -30,10 +30,12 @@ from motionlora.infer.private import model_name, refuse_secrets, without_secrets
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.infer.tracker_verdict import judged_tracker
+from motionlora.infer.turned import with_selectivity
+from motionlora.infer.workers import ALONE, Workers, portable, units_of
 
 
-def compare(settings: CompareSettings, say: Say = print) -> list[Row]:
-    """The comparison of the settings; its files go to `settings.out`.
+def compare(settings: CompareSettings, say: Say = print, workers: Workers = ALONE) -> list[Row]:
+    """The comparison of the settings; its files go to `settings.out`, tables and page by the first of the workers.
 
     Raises:
         InputError: a setting, a clip, the captions, a LoRA or the model is wrong, before anything is made; or some
@@ -43,10 +45,10 @@ def compare(settings: CompareSettings, say: Say = print) -> list[Row]:
     """
     facts = benchmark_facts(settings)
     for line in facts.values():
-        say(line)
-    pairs = read_pairs(settings, say)
+        workers.heard(say)(line)
+    pairs = read_pairs(settings, workers.heard(say))
     size = Size(settings.frames, settings.height, settings.width, settings.fps)
-    return compared(pairs, settings, size, facts, say, strength=settings.strength)
+    return compared(pairs, settings, size, facts, say, strength=settings.strength, workers=workers)
 
 
 def compared(
@@ -57,26 +59,33 @@ def compared(
     say: Say = print,
     *,
     strength: float = 1.0,
+    workers: Workers = ALONE,
 ) -> list[Row]:
     """Any pairs by the methods of the settings. `facts` stand at the head of every table.
 
     Raises:
         As `compare`.
     """
-    methods = parsed_methods(settings.methods or guidance_names(), controls=settings.controls)
+    names = settings.methods or guidance_names()
+    methods = parsed_methods(names, controls=settings.controls, selective=settings.selective)
     cells = grid(pairs, methods)
     if settings.dry_run:
-        say(prediction(cells, settings, size))
+        workers.heard(say)(prediction(cells, settings, size))
         return []
     for method in methods:
         method.guidance.refuse(size.frames, size.height, size.width)
     for lora in dict.fromkeys(cell.donor.lora for cell in cells if cell.method.lora):
         loaded_lora(lora, strength)
     began = time.perf_counter()
-    bench = opened(pairs, settings, size, strength=strength)
-    rows, errors = run(cells, bench.studio, bench.judge, say)
-    rows = bench.with_diversity(cells, rows)
+    with workers.first():
+        bench = opened(pairs, settings, size, strength=strength)
+    rows, errors = run(cells, bench.studio, bench.judge, say, workers)
+    if workers.index:
+        return rows
+    rows = with_selectivity(cells, bench.with_diversity(cells, rows), bench.judge, bench.clip)
     heading = {**facts, **bench.heading, "seconds": f"{time.perf_counter() - began:.0f} in this call"}
+    if workers.count > 1:
+        heading["seconds"] += f" of {workers.count} processes at once; those of a cell are its own process's"
     bench.write(cells, rows, settings.out, heading)
     say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
     raise_worst(errors, len(rows), settings.out)
@@ -141,22 +150,33 @@ def opened(pairs: Sequence[Pair], settings: StudioSettings, size: Size, *, stren
     return Bench(studio, judge, _heading(studio, settings, size, verdict) | {"encoders": encoders.told})
 
 
-def run(cells: Sequence[Cell], studio: Studio, judge: Judge, say: Say) -> tuple[list[Row], list[Exception]]:
-    """Every cell made or found, and measured; what failed is a row with its sentence, and comes back as an error."""
+def run(
+    cells: Sequence[Cell], studio: Studio, judge: Judge, say: Say, workers: Workers = ALONE
+) -> tuple[list[Row], list[Exception]]:
+    """Every cell made or found, and measured; what failed is a row with its sentence, and comes back as an error.
+
+    Each of several processes makes its share, and has the rows of all in the end.
+    """
     walk, blocks = studio.how.sample, studio.model.blocks
-    costs = [cell.method.forwards(walk.steps, walk.passes, blocks) for cell in cells]
-    pace = Pace([0.0 if studio.is_done(cell) else cost for cell, cost in zip(cells, costs, strict=True)])
-    say(f"{len(cells)} cells, {sum(not cost for cost in pace.ahead)} of them need no walk; they go to {studio.folder}")
-    rows: list[Row] = []
-    errors: list[Exception] = []
-    for number, cell in enumerate(cells, 1):
-        title = f"{number}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
-        with pace.telling(title, say) as told:
-            row, error = row_of(cell, studio, judge, title, say)
-            told.append(row.sentence or brief(row))
-        rows.append(row)
-        errors += [error] if error else []
-    return rows, errors
+    units = units_of(cells)
+    order = [number for unit in units for number in unit]
+    whole = [cells[at].method.forwards(walk.steps, walk.passes, blocks) for at in order]
+    costs = [0.0 if studio.is_done(cells[at]) else cost for at, cost in zip(order, whole, strict=True)]
+    pace = Pace(costs, workers.count)
+    idle = sum(not cost for cost in costs)
+    workers.heard(say)(f"{len(cells)} cells, {idle} of them need no walk; they go to {studio.folder}")
+    made: dict[int, tuple[Row, Exception | None]] = {}
+    for unit in workers.taken(units):
+        pace.passed = order.index(unit[0])
+        for at in unit:
+            cell = cells[at]
+            title = f"{pace.passed + 1}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
+            with pace.telling(title, say) as told:
+                row, error = row_of(cell, studio, judge, title, say)
+                told.append(row.sentence or brief(row))
+            made[at] = row, error and (error if workers.count == 1 else portable(error))
+    done = [both for _, both in sorted(workers.merged(made).items())]
+    return [row for row, _ in done], [error for _, error in done if error]
 
 
 def row_of(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> tuple[Row, Exception | None]:
@@ -164,6 +184,7 @@ def row_of(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> tu
 
     Raises:
         StorageError: nothing more can be kept.
+        Stopped: this process shall go, or another one is gone.
     """
     try:
         clip, cost = studio.clip(cell, title, say)
@@ -173,7 +194,7 @@ def row_of(cell: Cell, studio: Studio, judge: Judge, title: str, say: Say) -> tu
     except KeyboardInterrupt:
         say(f"stopped at {title}: what is done is kept, and the same command goes on from there")
         raise
-    except StorageError:
+    except (StorageError, Stopped):
         raise
     except Exception as error:
         return unmade(cell, error), error

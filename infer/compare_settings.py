@@ -16,7 +16,7 @@ class StudioSettings(Settings):
     """How the clips of a table are made and measured, whatever they are of."""
 
     model: str = "tiny"
-    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    """`tiny` (embedded), a diffusers folder or a hub id: Wan (2.1, 2.2 TI2V-5B, 2.2 T2V-A14B) or CogVideoX (2B, 5B)."""
     negative: str = ""
     """What the clips shall not show."""
     sample: SampleSettings = SampleSettings()
@@ -53,6 +53,10 @@ class GridSettings(StudioSettings):
     colon, lora:0.5, flowmotion:lr=0.01,share=0.4. `none` (no transfer) is always made. None given: every guidance."""
     controls: bool = True
     """Also make the controls: a standing clip, each method with another clip's motion, the reference as an output."""
+
+    selective: bool = False
+    """Also measure selectivity: each guidance is given the clip backwards too, and beside it stand two random moves of
+    the same size in each step, which tell the chance level. Three more clips for each."""
 
     @field_validator("methods")
     @classmethod
@@ -99,7 +103,7 @@ class CompareSettings(GridSettings):
 class SpriteStudioSettings(StudioSettings):
     """The tiny's own walk and number of points; a test holds the walk to configs/tiny.yaml."""
 
-    sample: SampleSettings = SampleSettings(steps=20, scale=7.0, shift=2.0)
+    sample: SampleSettings = SampleSettings(steps=20, scale=3.0, shift=2.0)
     """The walk from noise to a clip."""
     points: int = Field(default=20, ge=0, le=200)
     """Points a side that are tracked for motion fidelity; 0 leaves it out."""
@@ -110,8 +114,9 @@ class SpriteStudioSettings(StudioSettings):
 class BenchSpritesSettings(SpriteStudioSettings, GridSettings):
     """The sprite protocol: sixteen made-up clips whose motion is known exactly, by methods that need no training."""
 
-    form: Literal["short", "objects", "standard", "full"] = "standard"
-    """short: 4 references, 1 seed. objects: the 8 object motions; standard: all 16; 2 seeds. full: 3 captions each."""
+    form: Literal["short", "sweep", "objects", "standard", "full"] = "standard"
+    """short: 4 references, 1 seed. sweep: the 8 object motions, 1 seed; objects: the same with 2. standard: all 16, 2
+    seeds. full: 3 captions each."""
     out: Path = Path("runs/bench-sprites")
     """Folder for table, page and clips; what is there and still right is used again."""
 

@@ -22,7 +22,9 @@ from motionlora.infer.statistics import (
 
 SECONDS = ("seconds_tuning", "seconds_reference", "seconds_sample", "seconds_decode")
 COSTS = ("forwards", "gradients", "dose_rms", "dose_max", *SECONDS, "peak_gib")
-BASELINES = (PLAIN, "static", "wrong")
+BASELINES = (PLAIN, "static", "wrong", "dose")
+OF_A_METHOD = BASELINES[2:]
+"""Baselines that each method has for itself."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def figures_of(rows: Sequence[Row]) -> list[Figure]:
 
 
 def gains_of(rows: Sequence[Row]) -> list[Gain]:
-    """Every method over no transfer, over the standing clip and over itself with a wrong motion, where they are there.
+    """Every method over no transfer, the standing clip, itself with a wrong motion and random moves of its dose.
+
+    Where they are there.
 
     Holm's family is one measure and one kind of baseline, over all methods that are no controls.
     """
@@ -86,7 +90,7 @@ def gains_of(rows: Sequence[Row]) -> list[Gain]:
     found: list[Gain] = []
     for measure in MEASURES:
         for baseline in BASELINES:
-            against = {name: f"wrong:{name}" if baseline == "wrong" else baseline for name in methods}
+            against = {name: f"{baseline}:{name}" if baseline in OF_A_METHOD else baseline for name in methods}
             found += family(rows, against, measure.name)
     return found
 

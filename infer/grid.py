@@ -1,6 +1,7 @@
 """The cells of a comparison and what they take at most, known before a model is loaded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from motionlora.data.errors import InputError
 from motionlora.heads.wan_folder import found_folder, read_json
@@ -21,13 +22,18 @@ def grid(pairs: Sequence[Pair], methods: Sequence[Method]) -> list[Cell]:
         by_source.setdefault(pair.source.content, []).append(pair)
     groups = list(by_source.values())
     if len(groups) < 2 and any(method.control == "wrong" for method in methods):
-        raise InputError("A wrong motion needs a second clip and there is one: add a clip, or set --no-controls.")
-    cells = []
+        raise InputError(
+            "A wrong motion needs a second clip and there is one (equal ones count once): add a clip, or set "
+            "--no-controls."
+        )
+    cells, turned = [], any(method.control == "reversed" for method in methods)
     for at, group in enumerate(groups):
-        wrong = groups[(at + 1) % len(groups)][0]
+        donors = {"wrong": groups[(at + 1) % len(groups)][0]}
+        if turned:
+            donors["reversed"] = replace(group[0], source=group[0].source.backwards())
         for method in methods:
             for pair in group:
-                donor = wrong if method.control == "wrong" else pair
+                donor = donors.get(method.control, pair)
                 cells += [Cell(pair, method, seed, donor) for seed in pair.seeds]
     lacking = sorted({cell.donor.source.name for cell in cells if cell.method.lora and not cell.donor.lora})
     if lacking:
@@ -51,9 +57,9 @@ def prediction(cells: Sequence[Cell], settings: GridSettings, size: Size) -> str
     ]
     total = 0.0
     for name, method in {cell.method.name: cell.method for cell in cells}.items():
-        count, made = sum(cell.method.name == name for cell in cells), method.control not in ("static", "reference")
+        count = sum(cell.method.name == name for cell in cells)
         each = method.forwards(walk.steps, walk.passes, blocks)
-        backwards = method.guidance.gradients(walk.steps, blocks) if made else 0.0
+        backwards = count * method.gradients(walk.steps, blocks)
         total += count * each
-        lines.append(f"{method.name:<34}{count:>7}{each:>15.6g}{count * each:>12.6g}{count * backwards:>12.6g}")
+        lines.append(f"{method.name:<34}{count:>7}{each:>15.6g}{count * each:>12.6g}{backwards:>12.6g}")
     return "\n".join([*lines, f"{total:.6g} forwards at most: cells that lie in {settings.out} are used again"])

@@ -9,13 +9,12 @@ was not seen (`Tracks.seen`): such steps are left out. Compare clips of one size
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float
 
-from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
 from motionlora.infer.frechet import frechet
 from motionlora.infer.measure_sprites import motion_r2
@@ -151,16 +150,6 @@ def velocity_field(paths: Paths, height: int, width: int, cells: int) -> Float[n
     np.add.at(sums, (step, row, column), steps[point, step])
     np.add.at(counts, (step, row, column), 1)
     return sums / np.maximum(counts, 1)
-
-
-def backwards(clip: Clip) -> Clip:
-    """The clip from its last frame to its first: the reference whose motion is the opposite in time."""
-    return replace(clip, pixels=np.ascontiguousarray(clip.pixels[::-1]))
-
-
-def mirrored(clip: Clip) -> Clip:
-    """The clip with left and right exchanged."""
-    return replace(clip, pixels=np.ascontiguousarray(clip.pixels[:, :, ::-1]))
 
 
 def mf_frechet(generated: Paths, reference: Paths, height: int, width: int, *, still: float = STILL) -> float:

@@ -18,6 +18,7 @@ class Measure:
 
 
 SMM, OURS = "SMM, arXiv 2311.17009", "ours (infer/measure_sprites.py)"
+DIRECTION = "ours (infer/measure_direction.py)"
 DITFLOW, TGVE, VBENCH = "DiTFlow, arXiv 2412.07776", "LOVEU-TGVE-2023", "VBench 0.1.5"
 BY_SPRITES = (
     Measure("smf", "SMF", "R2 of the sprites' paths, -1..1", 1.0, OURS),
@@ -58,7 +59,11 @@ BY_QUALITY = (
     Measure("lpips", "LPIPS to ref.", "0 is the reference", None, "LPIPS, arXiv 1801.03924"),
     Measure("diversity", "diversity", "variance over seeds, of pixels in 0..1", None, "as CMC's, on pixels"),
 )  # fmt: skip
-MEASURES = (*BY_SPRITES, *BY_POINTS, *BY_BOXES, *BY_TEXT, *BY_QUALITY)
+BY_REVERSAL = (
+    Measure("selectivity", "selectivity", "does it turn round with the reference? cosine, -1..1", 1.0, DIRECTION),
+    Measure("turned", "turned", "how far it turns round, 1 is fully", 1.0, DIRECTION),
+)
+MEASURES = (*BY_SPRITES, *BY_REVERSAL, *BY_POINTS, *BY_BOXES, *BY_TEXT, *BY_QUALITY)
 LABELS = {measure.name: measure.label for measure in MEASURES}
 
 

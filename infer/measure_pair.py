@@ -19,11 +19,12 @@ import torch
 from motionlora.data.cache import content_key, write_text
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Sprite
+from motionlora.infer.measure_direction import turning, turning_of_points
 from motionlora.infer.measure_encoders import Encoders, found_encoders
 from motionlora.infer.measure_frames import FrameJudge, boxes_of_sprites
 from motionlora.infer.measure_motion import mf_code, mf_moving, mf_null, mf_star, mf_sym
 from motionlora.infer.measure_names import BY_POINTS, BY_SPRITES, names
-from motionlora.infer.measure_sprites import Observation, observe, scores, seen_scene
+from motionlora.infer.measure_sprites import Observation, is_camera, observe, scores, seen_scene
 from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.track_points import Tracker, Tracks
@@ -119,6 +120,22 @@ class Judge:
         scene = self._scene(pair.source) if _is_small(clip) else None
         boxes = boxes_of_sprites(reference.pixels, len(scene.sprites)) if scene and scene.sprites else None
         return Measured(*self.frames.measured(clip, pair.caption, reference, boxes))
+
+    def turning(self, there: Clip, back: Clip, source: Source) -> tuple[float, float] | None:
+        """Selectivity and how far the output turned; by the sprite where the true path of one is known, else by points.
+
+        Args:
+            there, back: outputs of one seed, with `source` and with that clip backwards.
+
+        None where there is neither.
+        """
+        scene = source.scene
+        if scene and len(scene.sprites) == 1 and not is_camera(scene):
+            return turning(observe(there.pixels), observe(back.pixels), scene.sprites[0].path)
+        if self.tracker is None:
+            return None
+        ours, turned = (self.tracker.track(clip).seen for clip in (there, back))
+        return turning_of_points(ours, turned, self._tracked(source).seen, there.height, there.width)
 
     def reference_paths(self, source: Source) -> list[list[list[int] | None]]:
         """What the page draws over the reference."""

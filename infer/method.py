@@ -1,7 +1,8 @@
 """A method of a comparison, as people write it: `none`, `lora:0.5`, `flowmotion:lr=0.01,share=0.4`, `lora+flowmotion`.
 
-Every guidance is a method by its name (`guidance_list.py`). Controls are methods, too: `static`, `reference`, and
-`wrong:METHOD`, which is given another clip's motion. Imports no torch.
+Every guidance is a method by its name (`guidance_list.py`). Controls are methods, too: `static`, `reference`, and those
+of a METHOD: `wrong:METHOD` is given another clip's motion, `reversed:METHOD` its own clip backwards, `dose:METHOD` and
+`redose:METHOD` two random moves of the same size in each step. Imports no torch.
 """
 
 import re
@@ -18,7 +19,10 @@ from motionlora.infer.guidance import GuidanceSettings
 from motionlora.infer.guidance_list import guidance_class, guidance_names
 from motionlora.infer.guide_none import NoGuidance
 
-Control = Literal["none", "static", "reference", "wrong"]
+Control = Literal["none", "static", "reference", "wrong", "reversed", "dose", "redose"]
+OF_A_METHOD: tuple[Control, ...] = ("wrong", "reversed", "dose", "redose")
+OF_A_GUIDANCE: tuple[Control, ...] = OF_A_METHOD[1:]
+"""A LoRA of the clip backwards would be another training, and a LoRA moves no latent by a dose."""
 PLAIN = "none"
 """The method that everything is compared with: no transfer."""
 
@@ -33,7 +37,8 @@ class Method:
         lora: whether the clip's own LoRA is loaded.
         strength: of that LoRA; None leaves it to the captions file and the LoRA's header.
         control: `static` is the first frame of no transfer, standing; `reference` the reference itself as if it were an
-            output; `wrong` has the motion of another clip.
+            output; `wrong` has the motion of another clip, `reversed` that of the clip backwards; `dose` and `redose`
+            move the latent at random, each in its own directions, as far as `guidance` moves it.
     """
 
     name: str
@@ -50,21 +55,31 @@ class Method:
 
     def forwards(self, steps: int, passes: int, blocks: int) -> float:
         """Forwards of the model that a clip takes; a static clip is made of one of no transfer that is there anyway."""
-        return 0.0 if self.control in ("static", "reference") else self.guidance.forwards(steps, passes, blocks)
+        guidance = NoGuidance() if self.control in ("dose", "redose") else self.guidance
+        return 0.0 if self.control in ("static", "reference") else guidance.forwards(steps, passes, blocks)
+
+    def gradients(self, steps: int, blocks: int) -> float:
+        """Gradients likewise."""
+        steered = self.control in ("none", "wrong", "reversed")
+        return self.guidance.gradients(steps, blocks) if steered else 0.0
 
 
-def parsed_methods(texts: Sequence[str], *, controls: bool) -> tuple[Method, ...]:
+def parsed_methods(texts: Sequence[str], *, controls: bool, selective: bool = False) -> tuple[Method, ...]:
     """The methods, no transfer always first; with `controls`, those of every method behind them.
+
+    `selective` adds what selectivity needs: each guidance with the clip backwards, and its two random controls.
 
     Raises:
         InputError: an unknown method or setting, or one method twice.
     """
     methods = [parsed_method(text) for text in texts]
-    if controls:
-        moving = [method for method in methods if method.takes_motion and method.control == "none"]
-        wanted = ["static", *(f"wrong:{method.name}" for method in moving), "reference"]
-        given = {method.name for method in methods}
-        methods += [parsed_method(text) for text in wanted if text not in given]
+    moving = [method for method in methods if method.takes_motion and method.control == "none"]
+    wanted = ["static", *(f"wrong:{method.name}" for method in moving), "reference"] if controls else []
+    if selective:
+        steered = [method.name for method in moving if not method.lora]
+        wanted += [f"{control}:{name}" for name in steered for control in OF_A_GUIDANCE]
+    given = {method.name for method in methods}
+    methods += [parsed_method(text) for text in wanted if text not in given]
     names = [method.name for method in methods]
     for name in names:
         if names.count(name) > 1:
@@ -82,11 +97,13 @@ def parsed_method(text: str) -> Method:
     if name in ("static", "reference"):
         return Method(name, control=name)
     head, _, rest = name.partition(":")
-    if head == "wrong":
+    if head in OF_A_METHOD:
         inner = parsed_method(rest)
         if not inner.takes_motion or inner.control != "none":
-            raise InputError(f"method {name}: {rest or 'nothing'} takes its motion from no clip, so none can be wrong.")
-        return Method(name, inner.guidance, inner.guidance_name, inner.lora, inner.strength, "wrong")
+            raise InputError(f"method {name}: {rest or 'nothing'} takes its motion from no clip, so it has no {head}.")
+        if inner.lora and head in OF_A_GUIDANCE:
+            raise InputError(f"method {name}: {head} is a control of a guidance alone, without a LoRA.")
+        return Method(name, inner.guidance, inner.guidance_name, inner.lora, inner.strength, head)
     parts = dict(_part(part, name) for part in re.split(r"\+(?=[a-z])", name))
     guidances = [part for part in parts if part not in ("lora", PLAIN)]
     if len(guidances) > 1:
@@ -100,7 +117,7 @@ def _part(part: str, name: str) -> tuple[str, str]:
     word, _, values = part.partition(":")
     known = ("lora", *guidance_names())
     if word not in known:
-        allowed = (*known, "static", "reference", "wrong:METHOD")
+        allowed = (*known, "static", "reference", *(f"{control}:METHOD" for control in OF_A_METHOD))
         raise InputError(
             f"method {name!r}: there is no method {word!r}: name one of {', '.join(allowed)}, or lora+GUIDANCE "
             f"({meant(word, known)})."

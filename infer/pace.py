@@ -10,9 +10,15 @@ from motionlora.data.say import Say
 
 @dataclass
 class Pace:
-    """How much time is left, from the seconds that a forward took so far, measuring included."""
+    """How much time is left, from the seconds that a forward took so far, measuring included.
+
+    Attributes:
+        ahead: forwards of each cell, 0 where nothing is to be walked.
+        processes: that share the cells; others may have `passed` some.
+    """
 
     ahead: list[float]
+    processes: int = 1
     seconds: float = 0.0
     forwards: float = 0.0
     passed: int = 0
@@ -36,7 +42,7 @@ class Pace:
         rest = self.ahead[self.passed :]
         each = sum(self.idle) / len(self.idle) if self.idle else 0.0
         a_forward = self.seconds / self.forwards if self.forwards else 0.0
-        left = sum(rest) * a_forward + each * sum(not cost for cost in rest)
+        left = (sum(rest) * a_forward + each * sum(not cost for cost in rest)) / self.processes
         return "the last" if not rest else f"about {spoken(left)} left"
 
 

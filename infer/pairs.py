@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from motionlora.data.clip import Clip, read_clip
+from motionlora.data.clip import Clip, backwards, read_clip
 from motionlora.data.errors import InputError, meant
-from motionlora.data.manifest import Listed, account
+from motionlora.data.manifest import MANIFESTS, Listed, account
 from motionlora.data.pictures import IMAGES
 from motionlora.data.say import Say, silent
 from motionlora.data.sprites import Scene
@@ -34,6 +34,11 @@ class Source:
     read: Callable[[], Clip]
     content: str
     scene: Scene | None = None
+
+    def backwards(self) -> "Source":
+        """The clip from its last frame to its first."""
+        name = f"{self.name}, backwards"
+        return Source(name, lambda: backwards(self.read()), backwards(self.read()).content_hash())
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +67,7 @@ def read_pairs(settings: CompareSettings, say: Say = print) -> list[Pair]:
             pair that stands twice.
     """
     folder, file = _places(settings)
-    clips, entries = clips_in(folder), read_captions(file)
+    clips, entries = _clips(folder, settings), read_captions(file)
     if settings.benchmark is not None:  # of which clips may be missing: `benchmark_facts` tells
         entries = [entry for entry in entries if entry.clip in _names(clips)]
     paths = [_found(entry, clips, folder) for entry in entries]
@@ -89,15 +94,16 @@ def benchmark_facts(settings: CompareSettings) -> dict[str, str]:
     if settings.benchmark is None:
         return {}
     folder, file = _places(settings)
-    names = _names(clips_in(folder))
+    names = _names(_clips(folder, settings))
     listed = [Listed(entry.clip, entry.kind, entry.place, entry.clip in names) for entry in read_captions(file)]
     return {"benchmark": account(settings.benchmark, listed)}
 
 
-def clips_in(folder: Path) -> list[Path]:
-    """Video files, and folders of pictures, by name."""
+def clips_in(folder: Path, place: str = "*") -> list[Path]:
+    """Video files, and folders of pictures, by name; `place` says where in the folder."""
     try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        next(folder.iterdir(), None)
+        inside = sorted(path for path in folder.glob(place) if not path.name.startswith("."))
     except OSError as fault:
         raise InputError(
             f"{folder} cannot be read as a folder of clips ({fault.strerror}): name one with --clips."
@@ -108,6 +114,12 @@ def clips_in(folder: Path) -> list[Path]:
         if (path.is_file() and path.suffix.lower() in VIDEOS)
         or (path.is_dir() and any(picture.suffix.lower() in IMAGES for picture in path.iterdir()))
     ]
+
+
+def _clips(folder: Path, settings: CompareSettings) -> list[Path]:
+    """Those of the folder, or of a benchmark's own folders in it."""
+    places = MANIFESTS[settings.benchmark].places if settings.benchmark else ("*",)
+    return next((clips for place in places if (clips := clips_in(folder, place))), [])
 
 
 def _names(clips: list[Path]) -> set[str]:

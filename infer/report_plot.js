@@ -31,7 +31,8 @@ function chart(series, xLabel, yLabel, logarithmic) {
   series.forEach((line, index) => {
     const at = line.points.map(place), color = hueOf(index), title = drawn("title", {}, line.label);
     if (!line.dots) parts.push(drawn("polyline", { points: at.map((p) => p.join()).join(" "), fill: "none", stroke: color, "stroke-width": 1.5 }, title));
-    else at.forEach(([cx, cy]) => parts.push(drawn("circle", { cx, cy, r: 4, fill: color }, title), text(cx + 6, cy + 4, line.label, cx > wide * 0.6 ? "end" : "start")));
+    else at.forEach(([cx, cy]) => parts.push(drawn("circle", { cx, cy, r: 4, fill: color }, title),
+      cx > wide * 0.6 ? text(cx - 6, cy + 4, line.label, "end") : text(cx + 6, cy + 4, line.label, "start")));
   });
   return drawn("svg", { viewBox: `0 0 ${wide} ${high}`, class: "chart", role: "img", "aria-label": `${yLabel} against ${xLabel}` }, ...parts);
 }

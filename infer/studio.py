@@ -20,6 +20,7 @@ from motionlora.heads.lora import unload
 from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
 from motionlora.infer.generate import Stopwatch, loaded_model, versions
+from motionlora.infer.guide_random import same_dose
 from motionlora.infer.learned import learned_beside
 from motionlora.infer.method import PLAIN, Method
 from motionlora.infer.order import chosen_device, loaded_lora, settled
@@ -30,6 +31,8 @@ from motionlora.infer.sample import Bar, new_walk, refuse_size
 from motionlora.infer.settings import GenerateSettings, lora_choice
 
 ADAPTER = "compared"
+DOSED = ("dose", "redose")
+"""Controls that move the latent at random; their places are the numbers of their draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class Studio:
 
         Of our own code all that makes the clip counts, so that no clip outlives a change of it.
         """
-        method = cell.method
+        method = self._dosed(cell).method if cell.method.control in DOSED else cell.method
         if method.control == "reference":
             return content_key("reference", cell.pair.source.content)
         model = self.model
@@ -105,6 +108,8 @@ class Studio:
         """Whether nothing has to be walked for it."""
         if cell.method.control == "reference":
             return True
+        if cell.method.control in DOSED and not self.is_done(_steered(cell)):
+            return False
         key = self.key(_plain(cell) if cell.method.control == "static" else cell)
         return self._file(key, "json").is_file() and self._file(key, "mp4").is_file()
 
@@ -120,6 +125,9 @@ class Studio:
         if cell.method.control == "static":
             moving, _ = self.clip(_plain(cell), title, say)
             return replace(moving, pixels=np.repeat(moving.pixels[:1], moving.frames, 0)), {}
+        if cell.method.control in DOSED:
+            self.clip(_steered(cell), title, say)
+            cell = self._dosed(cell)
         key = self.key(cell)
         stored = self._stored(key, say)
         if stored is None:
@@ -199,6 +207,20 @@ class Studio:
         loras = [self._facts(lora)] if lora else []
         return encoded(self.source_clip(source), self.model, how, loras, blank=self.prompts[""].to(self.device))
 
+    def _dosed(self, cell: Cell) -> Cell:
+        """The random move of a cell whose method was walked before, as far in each step as that went.
+
+        Raises:
+            StorageError: that one is not there any more.
+        """
+        story = self._file(self.key(_steered(cell)), "json")
+        try:
+            cost = json.loads(story.read_text(encoding="utf-8"))["cost"]
+        except (OSError, ValueError, KeyError) as fault:
+            raise StorageError(f"{story} cannot be read again after it was written: {fault}.") from None
+        moves = same_dose(cost["doses"], cost["dose_rms"], draw=DOSED.index(cell.method.control))
+        return replace(cell, method=Method(cell.method.name, moves, "random"))
+
     def _file(self, key: str, suffix: str) -> Path:
         return self.folder / f"{key}.{suffix}"
 
@@ -206,6 +228,11 @@ class Studio:
 def _plain(cell: Cell) -> Cell:
     """The same caption and seed with no transfer."""
     return replace(cell, method=Method(PLAIN), donor=cell.pair)
+
+
+def _steered(cell: Cell) -> Cell:
+    """The one whose dose a random control has."""
+    return replace(cell, method=replace(cell.method, control="none"))
 
 
 def _lora_of(cell: Cell) -> str:

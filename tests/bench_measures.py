@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from motionlora.data.benchmark import CENTRE, REACH, Reference, played_backwards, protocol_hash, references, target_of
-from motionlora.data.clip import Clip
+from motionlora.data.clip import Clip, mirrored
 from motionlora.data.sprites import SIZE, Scene, random_path, render
 from motionlora.infer.check_tracker import check_tracker, sprite_mask, true_tracks
 from motionlora.infer.frechet import frechet
@@ -35,7 +35,6 @@ from motionlora.infer.measure_motion import (
     mf_null,
     mf_star,
     mf_sym,
-    mirrored,
     track_motion,
     velocity_field,
 )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from motionlora.data.benchmark import cases, protocol_hash
 from motionlora.data.clip import Clip, read_clip, write_clip
@@ -328,6 +329,7 @@ def test_pace_is_by_forwards_and_by_what_needs_none() -> None:
     assert pace.after(10.0) == "about 16 s left"
     assert pace.after(1.0) == "about 15 s left"
     assert pace.after(15.0) == "the last"
+    assert Pace([10.0, 10.0, 10.0], processes=2).after(4.0) == "about 4 s left"
 
 
 @pytest.mark.parametrize(
@@ -343,6 +345,7 @@ def test_pace_is_by_forwards_and_by_what_needs_none() -> None:
             "c.jsonl",
             '{"clip": "a.mp4", "caption": "x y"}\n\n{"clip":"b.mp4","caption":"z","lora":"l.safetensors:0.5"}\n',
         ),
+        ("c.csv", "\ufeffclip,caption,lora\r\na.mp4,x  y\r\n\r\nb.mp4,z,l.safetensors:0.5\r\n"),
     ],
 )
 def test_captions_are_the_same_in_every_form(tmp_path: Path, name: str, text: str) -> None:
@@ -366,6 +369,42 @@ def test_clips_of_a_benchmark_that_are_not_there_are_listed(settings: CompareSet
         read_pairs(changed(partly, benchmark=None), silent)
 
 
+LOVEU = """Video name,Our caption,Style Change Caption,Object Change Caption,Background Change Caption,Multiple Changes
+DAVIS Videos:,,,,,
+one,A man runs,"A man runs, oil painting",A bear runs,A man runs on ice,
+lost,A car,A drawn car,A bus,A car at sea,A drawn bus at sea
+"""
+
+
+def test_a_copy_of_a_benchmark_is_read_as_it_is_handed_out(settings: CompareSettings, tmp_path: Path) -> None:
+    """LOVEU-TGVE's table and folders, DAVIS's folders, those of DeT's examples; clips that lack are named."""
+    (tmp_path / "captions.csv").write_text(LOVEU)
+    own = settings.clips
+    assert own is not None
+    pictures = read_clip(own / "one.mp4", multiple=1, say=silent).pixels
+    for place in ("DAVIS_480p/480p_frames/one", "JPEGImages/480p/one", "masks/one"):
+        (tmp_path / place).mkdir(parents=True)
+        for number, frame in enumerate(pictures):
+            Image.fromarray(frame).save(tmp_path / place / f"{number:05d}.png")
+    for place in ("one/videos/one.mp4", "DAVIS_480p/480p_videos/one.mp4"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes((own / "one.mp4").read_bytes())
+    loveu = changed(settings, clips=tmp_path, benchmark="loveu")
+    pairs = read_pairs(loveu, silent)
+    assert [(pair.kind, pair.caption) for pair in pairs] == [
+        ("style", "A man runs, oil painting"), ("object", "A bear runs"), ("background", "A man runs on ice")
+    ]  # fmt: skip
+    assert np.array_equal(pairs[0].source.read().pixels, pictures)
+    told = benchmark_facts(loveu)["benchmark"]
+    assert "1 of 76 clips; 3 of 304 pairs; style 1; object 1; background 1; multiple 0" in told
+    assert "not there: lost" in told
+    assert told.endswith("clips without all captions: one")
+    for name, kind, clip in (("davis", "subject", "one"), ("mtbench", "easy", "one.mp4")):
+        (tmp_path / "captions.csv").write_text(f"clip,caption,kind\none,x,{kind}\n")
+        (pair,) = read_pairs(changed(loveu, benchmark=name), silent)
+        assert pair.source.name == clip
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -379,7 +418,11 @@ def test_clips_of_a_benchmark_that_are_not_there_are_listed(settings: CompareSet
         ("c.yaml", "- [", "neither YAML nor JSON"),
         *((f"c.{kind}", "[" * 5000, "nested too deeply") for kind in ("yaml", "json", "jsonl")),
         ("c.jsonl", "{\n", "line 1: this is not JSON"),
-        ("c.csv", "clip,caption\n", "captions come as .txt"),
+        ("c.csv", "clip,caption\n", "holds no caption"),
+        ("c.csv", "clip,caption\none,a, b\n", "line 2: more cells than headings came"),
+        ("c.csv", "clip,captoin\none,a\n", r"unknown key `captoin` .did you mean caption\?"),
+        ("c.csv", "clip,caption\n\n\none," + "x" * 200_000, "line 4: this is not CSV, field larger"),
+        ("c.xls", "clip,caption\n", "captions come as .txt, .csv"),
     ],
 )
 def test_a_mistake_in_the_captions_is_one_sentence(

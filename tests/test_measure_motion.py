@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 from scipy.spatial import distance
 
 from motionlora.data.benchmark import Reference, played_backwards, references
-from motionlora.data.clip import Clip
+from motionlora.data.clip import Clip, backwards, mirrored
 from motionlora.data.errors import InputError
 from motionlora.data.sprites import SIZE, Scene, Sprite, coverage, render
 from motionlora.infer.check_tracker import TrackerCheck, check_tracker, judged, sprite_mask, translations, true_tracks
@@ -19,7 +19,6 @@ from motionlora.infer.frechet import frechet
 from motionlora.infer.measure_camera import phase_camera
 from motionlora.infer.measure_direction import selectivity
 from motionlora.infer.measure_motion import (
-    backwards,
     common_path,
     mf_code,
     mf_frechet,
@@ -27,7 +26,6 @@ from motionlora.infer.measure_motion import (
     mf_null,
     mf_star,
     mf_sym,
-    mirrored,
     net_direction,
     track_motion,
     velocity_field,

@@ -1,6 +1,15 @@
 """The subcommands that compare: the few lines that call the rooms for the work, imported when they run."""
 
-from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from motionlora.data.errors import InputError
+from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings, GridSettings
+
+if TYPE_CHECKING:
+    from motionlora.infer.workers import Workers
 
 
 def compare(settings: CompareSettings) -> None:
@@ -12,18 +21,35 @@ def compare(settings: CompareSettings) -> None:
         return
     from motionlora.infer.compare import compare
 
-    compare(settings)
+    with _workers(settings) as workers:
+        compare(settings, workers=workers)
 
 
 def bench_sprites(settings: BenchSpritesSettings) -> None:
     """Runs a form of the sprite protocol."""
     from motionlora.infer.bench_sprites import bench_sprites
 
-    bench_sprites(settings)
+    with _workers(settings) as workers:
+        bench_sprites(settings, workers=workers)
 
 
 def ablation(settings: AblationSettings) -> None:
     """Runs the ablations of the main method."""
     from motionlora.train.ablate import ablate
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "Ablations train in one process: start `motionlora bench sprites ablation` without a launcher."
+        )
     ablate(settings)
+
+
+@contextmanager
+def _workers(settings: GridSettings) -> Iterator["Workers"]:
+    """The processes of this launch; where one is lost, the others end with a sentence."""
+    from motionlora.infer.workers import joined
+    from motionlora.train.launch import ending_together
+
+    farewell = f"what is done is kept in {settings.out / 'cells'}, and the same command goes on from there."
+    with joined(settings.device) as workers, ending_together(workers.index, workers.count, lambda: farewell):
+        yield workers
