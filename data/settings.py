@@ -186,7 +186,7 @@ def _chosen(args: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
             chosen[switched] = name == switched
         elif name not in flags:
             hint = meant(_option(name), [_option(flag) for flag in flags])
-            raise InputError(f"unknown option {_option(name)} ({hint}).")
+            raise InputError(f"unknown option {_option(name)} ({hint}); --help lists all.")
         elif not words and not _takes_many(flags[name]):
             raise InputError(f"{_option(name)} needs a value after it.")
         else:

@@ -88,7 +88,7 @@ def is_cogvideox(folder: Path) -> bool:
 
 def _check_folder(folder: Path, *, cogvideox: bool) -> None:
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}: name a Wan 2.1 folder in diffusers' format, a hub id, or tiny.")
+        raise InputError(f"There is no folder {folder}: name a model's folder in diffusers' format, a hub id, or tiny.")
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"{folder} has no model_index.json, so it is not a model in diffusers' format; name the folder that holds "

@@ -77,7 +77,7 @@ def load_found(path: Path, kind: Kind) -> Found:
     except (OSError, SafetensorError, ValueError, KeyError) as fault:
         raise InputError(f"{path} cannot be read as saved {kind} ({fault}): {MAKE[kind]}.") from None
     if set(held) != {"times", kind} or len(held["times"]) != len(held[kind]):
-        what = ", ".join(sorted(held))
+        what = ", ".join([*sorted(held)[:2], *(["..."] if len(held) > 2 else [])])
         raise InputError(f"{path} holds {what} and no saved {kind}: {MAKE[kind]}.")
     return Found(kind, held["times"], held[kind])
 

@@ -1,10 +1,14 @@
-"""New clips from captions: the model and its LoRAs are loaded once, then every caption is walked with every seed."""
+"""New clips from captions: the model and its LoRAs are loaded once, then every caption is walked with every seed.
+
+Text encoder and VAE do their work first and are gone when the network is loaded; the VAE comes again for each clip.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -15,12 +19,23 @@ import torch
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, write_clip
-from motionlora.heads.wan_folder import boundary_of, found_folder
+from motionlora.heads.memory import sampling_memory
 from motionlora.infer import sample as walks
 from motionlora.infer.effort import Effort, walked
 from motionlora.infer.found import steering_of
 from motionlora.infer.guide_none import NoGuidance
-from motionlora.infer.order import LoadedLora, Order, chosen_device, loaded_lora, open_folder, ordered, settled
+from motionlora.infer.order import (
+    Choose,
+    LoadedLora,
+    Order,
+    as_set,
+    asked_loras,
+    chosen_device,
+    chosen_dtype,
+    open_folder,
+    ordered,
+    settled,
+)
 from motionlora.infer.order import slug as slug
 from motionlora.infer.reference import Reference, encoded, read_reference
 from motionlora.infer.settings import GenerateSettings, SampleSettings
@@ -48,10 +63,11 @@ class Stopwatch:
         self.seconds[phase] = round(time.perf_counter() - began, 3)
 
 
-def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> list[Path]:
+def generate(settings: GenerateSettings, say: Callable[[str], None] = print, choose: Choose = as_set) -> list[Path]:
     """Make a clip of every caption with every seed, and beside each a JSON file that says how it was made.
 
-    Existing files of the same names are replaced, each whole or not at all. Progress is shown on stderr.
+    Existing files of the same names are replaced, each whole or not at all. Progress is shown on stderr. `choose` says
+    what is given for memory, before anything heavy is loaded.
 
     Returns:
         The clips, `SLUG-OF-CAPTION-seedN.mp4` in `settings.out`; seeds of one caption follow each other.
@@ -65,28 +81,24 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print) -> 
     watch = Stopwatch()
     orders, device = ordered(settings), chosen_device(settings.device)
     moves, guidance = read_reference(settings, say), steering_of(settings, len(orders))
+    loras = asked_loras(settings)
+    encoders = encoders_of(settings, device)
+    walks.refuse_size(encoders, settings.frames, settings.height, settings.width)
+    chosen = {"sample": settled(settings.sample, loras), "memory": choose(settings, loras, device)}
+    settings = settings.model_copy(update=chosen)
+    prompts, latent = _prepared(encoders, settings, moves, watch)
+    del encoders
+    gc.collect()  # they have cycles, and would wait for the collector beside the network
     with watch.timed("load"):
-        loras = [loaded_lora(text, settings.strength) for text in settings.lora]
-        settings = settings.model_copy(update={"sample": settled(settings.sample, loras)})
-        boundary = boundary_of(found_folder(settings.model, weights=False, cogvideox=True))
-        for lora in loras:
-            lora.refuse_unplaced(boundary, settings.model)
         model = loaded_model(settings, device)
-        walks.refuse_size(model, settings.frames, settings.height, settings.width)
         for index, lora in enumerate(loras):
             lora.load_onto(model, f"lora{index}")
     open_folder(settings.out)
-    with watch.timed("embed"):
-        asked = [*settings.caption, settings.negative, *([""] if moves else [])]
-        texts = list(dict.fromkeys(asked))
-        embedded = model.embed(texts)
-        prompts = {text: embedded[index] for index, text in enumerate(texts)}
     about: dict[str, Any] = {"model": {"name": model.name, "fingerprint": model.fingerprint}}
     about |= {"dtype": str(model.dtype), "loras": [lora.facts() for lora in loras], "versions": versions()}
     reference = UNMOVED
     if moves:
-        with watch.timed("encode"):
-            reference = encoded(moves, model, settings, about["loras"], blank=prompts[""])
+        reference = encoded(moves, model, settings, about["loras"], blank=prompts[""], latent=latent)
         about["reference"] = reference.facts
     say(announcement(settings, orders, loras, model))
     for number, order in enumerate(orders, 1):
@@ -137,13 +149,36 @@ def generate_clip(
     return replace(model.decode(walks.sample(walk, guidance, progress), fps), caption=caption)
 
 
+def encoders_of(settings: GenerateSettings, device: torch.device) -> WanBackbone:
+    """The model of the settings without its network (`load_encoders`)."""
+    from motionlora.heads.encoders import load_encoders
+
+    dtype = chosen_dtype(settings.dtype, device)
+    return load_encoders(settings.model, device=device, dtype=dtype, cache=settings.cache)
+
+
+def _prepared(
+    encoders: WanBackbone, settings: GenerateSettings, moves: Clip | None, watch: Stopwatch
+) -> tuple[dict[str, Prompt], Latent | None]:
+    """Every caption embedded, the empty one too where a reference is encoded."""
+    with watch.timed("embed"):
+        asked = [*settings.caption, settings.negative, *([""] if moves else [])]
+        texts = list(dict.fromkeys(asked))
+        embedded = encoders.embed(texts)
+        prompts = {text: embedded[index] for index, text in enumerate(texts)}
+    if moves is None:
+        return prompts, None
+    with watch.timed("encode"):
+        return prompts, encoders.encode(moves)
+
+
 def loaded_model(settings: GenerateSettings, device: torch.device) -> WanBackbone:
-    """The model of the settings on its device, with the attention backend of the settings."""
+    """The model of the settings on its device, sparing memory and with the attention backend as they say."""
     from motionlora.heads.load import load_model
 
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    kinds["auto"] = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_model(settings.model, device=device, dtype=kinds[settings.dtype], cache=settings.cache)
+    assert settings.memory != "auto"
+    memory, dtype = sampling_memory(settings.memory, gpu=device.type == "cuda"), chosen_dtype(settings.dtype, device)
+    model = load_model(settings.model, device=device, memory=memory, dtype=dtype, cache=settings.cache)
     if settings.attention != "native":
         model.use_attention(settings.attention)
     return model
@@ -174,15 +209,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def announcement(settings: GenerateSettings, orders: list[Order], loras: list[LoadedLora], model: WanBackbone) -> str:
+def announcement(
+    settings: GenerateSettings, orders: Sequence[Order], loras: Sequence[LoadedLora], model: WanBackbone
+) -> str:
     """One line before the first step."""
     used = ", ".join(map(str, loras)) or "no LoRA"
     until = settings.sample.lora_until
     used += f" (resting below noise {until:g})" if loras and until else ""
+    spared = "" if settings.memory == "fast" else f" (memory {settings.memory})"
     return (
         f"{len(orders)} clip{'s' if len(orders) > 1 else ''} of {settings.frames} frames {settings.width}x"
         f"{settings.height}, {settings.sample.steps} steps, scale {settings.sample.scale:g}, by {model.name} with "
-        f"{used} on {model.device}; they go to {settings.out}"
+        f"{used} on {model.device}{spared}; they go to {settings.out}"
     )
 
 

@@ -186,8 +186,11 @@ def noised(clean: Latent, noise: Latent, time: Time) -> Latent:
 
 
 def guided_steps(share: float, steps: int) -> int:
-    """How many of the first steps a share of them is, rounded."""
-    return round(share * steps)
+    """How many of the first steps a share of them is, rounded; one at least of a share that is not 0.
+
+    Else a short walk would not be guided at all and nobody would be told.
+    """
+    return max(round(share * steps), int(share > 0))
 
 
 def guided_until(times: Float[Tensor, " steps+1"], share: float) -> Time:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import torch
 
@@ -15,7 +15,9 @@ from motionlora.data.cache import replacing
 from motionlora.data.errors import InputError, StorageError
 from motionlora.heads.lora import load_into
 from motionlora.heads.lora_file import load_lora
+from motionlora.heads.memory import Mode
 from motionlora.heads.settings import Expert
+from motionlora.heads.wan_folder import boundary_of, found_folder
 from motionlora.infer.settings import GenerateSettings, SampleSettings, lora_choice
 
 if TYPE_CHECKING:
@@ -73,8 +75,36 @@ class LoadedLora:
         """
         self.refuse_unplaced(model.experts.boundary, model.name)
         load_into(model.transformer, self.lora, name, self.strength)
+        for module, layer in model.transformer.named_modules():
+            if module.endswith((".lora_A", ".lora_B")):
+                layer.to(model.device)  # peft makes them where the layer's own weights wait
         if self.expert:
             model.experts.place(name, self.expert, self.strength)
+
+
+Choose: TypeAlias = Callable[[GenerateSettings, Sequence[LoadedLora], torch.device], Mode]
+"""The mode of memory for what the settings ask of these LoRAs on that device."""
+
+
+def as_set(settings: GenerateSettings, loras: Sequence[LoadedLora], device: torch.device) -> Mode:
+    """The mode that is set.
+
+    Raises:
+        InputError: it is `auto`, which takes plans.
+    """
+    del loras, device
+    if settings.memory == "auto":
+        raise InputError("memory is auto, and only `motionlora generate` makes plans: set fast, low or lowest.")
+    return settings.memory
+
+
+def asked_loras(settings: GenerateSettings) -> list[LoadedLora]:
+    """The LoRAs of the settings, read; InputError for one that cannot be, or has no place on the model."""
+    loras = [loaded_lora(text, settings.strength) for text in settings.lora]
+    boundary = boundary_of(found_folder(settings.model, weights=False, cogvideox=True))
+    for lora in loras:
+        lora.refuse_unplaced(boundary, settings.model)
+    return loras
 
 
 def settled(sample: SampleSettings, loras: Sequence[LoadedLora]) -> SampleSettings:
@@ -144,6 +174,8 @@ def loaded_lora(text: str, default: float) -> LoadedLora:
             with an impossible noise level.
     """
     choice = lora_choice(text)
+    if choice.path.is_dir():
+        raise InputError(f"{choice.path} is a folder: name the LoRA in it, such as {choice.path}/temporal.safetensors.")
     if not choice.path.is_file():
         raise InputError(f"There is no LoRA file {choice.path}: give FILE or FILE:STRENGTH.")
     lora = load_lora(choice.path)
@@ -172,6 +204,12 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"Device {name!r} cannot be used ({reason}): choose auto, cpu or cuda.") from None
+
+
+def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name, for `auto` bf16 on a GPU and fp32 on a CPU."""
+    auto = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": auto}[name]
 
 
 def open_folder(folder: Path) -> None:

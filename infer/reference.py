@@ -68,18 +68,26 @@ def read_reference(settings: GenerateSettings, say: Callable[[str], None]) -> Cl
 
 
 def encoded(
-    clip: Clip, model: WanBackbone, settings: GenerateSettings, loras: Sequence[Mapping[str, Any]], *, blank: Prompt
+    clip: Clip,
+    model: WanBackbone,
+    settings: GenerateSettings,
+    loras: Sequence[Mapping[str, Any]],
+    *,
+    blank: Prompt,
+    latent: Latent | None = None,
 ) -> Reference:
     """The reference's latent, and a store for what depends on it, the model and these LoRAs (their `facts`) alone.
 
-    `blank` is the empty caption: embedded with the others, since the text encoder is put away after them.
+    `blank` is the empty caption: embedded with the others, since the text encoder is put away after them. `latent` is
+    the clip's, where it was encoded before the network was loaded.
     """
-    latent = model.encode(clip)
+    latent = model.encode(clip) if latent is None else latent
     digest = sha256(latent.cpu().contiguous().numpy().tobytes()).hexdigest()
     strengths = [f"{lora['sha256']} at {lora['strength']}{lora.get('expert', '')}" for lora in loras]
+    rounded = ["fp8"] if settings.memory == "lowest" else []
     network = (model.fingerprint, model.parts.text_hash, str(model.dtype), model.device.type, settings.attention)
     folder = None if settings.cache is None else settings.cache / "guidance"
-    kept = Kept(folder, content_key("guidance", *network, *strengths, digest))
+    kept = Kept(folder, content_key("guidance", *network, *rounded, *strengths, digest))
     kept.tensors[BLANK] = {BLANK: blank.embeds}
     file = None if settings.reference is None else str(settings.reference)
     facts = {"file": file, "content": clip.content_hash(), "caption": clip.caption}

@@ -13,6 +13,8 @@ from motionlora.data.settings import Settings
 from motionlora.heads.settings import Expert
 from motionlora.infer.guide_none import NoGuidance
 
+MemoryMode = Literal["auto", "fast", "low", "lowest"]
+
 
 class SampleSettings(Settings):
     """The walk from noise to a clip: plain Euler with classifier-free guidance."""
@@ -79,6 +81,8 @@ class GenerateSettings(Settings):
     """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
     attention: str = "native"
     """Attention backend of diffusers' dispatcher."""
+    memory: MemoryMode = "fast"
+    """What is given for memory: `fast` nothing, `low` time, `lowest` digits too; `auto` takes the first that fits."""
     cache: Path | None = Path("runs/cache")
     """Prompts are kept here, found by content; none computes them anew."""
     limits: Limits = Field(default=Limits(), exclude=True)

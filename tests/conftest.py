@@ -96,3 +96,32 @@ def random_clip() -> "Callable[..., Clip]":
         return Clip(generator.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), 12.0, "a red circle")
 
     return make
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What makes layers wait on a disk, since a CPU has no other place; what is left in memory of them is NaN."""
+    import math
+
+    import diffusers.hooks
+    import safetensors.torch
+    import torch
+
+    load_file = safetensors.torch.load_file
+    stock, empty_like, count = diffusers.hooks.apply_group_offloading, torch.empty_like, iter(range(1000))
+
+    def each_in_its_folder(layer: Any, **how: Any) -> None:
+        stock(layer, **{**how, "offload_to_disk_path": str(tmp_path / str(next(count)))})
+
+    def gone(tensor: Any, **how: Any) -> Any:
+        return empty_like(tensor, **how).fill_(math.nan) if "device" in how else empty_like(tensor, **how)
+
+    monkeypatch.setattr(diffusers.hooks, "apply_group_offloading", each_in_its_folder)
+
+    def aligned(*where: Any, **how: Any) -> dict[str, Any]:
+        """A file's tensors begin anywhere, which moves the last bits of their products."""
+        return {name: tensor.clone() for name, tensor in load_file(*where, **how).items()}
+
+    monkeypatch.setattr(safetensors.torch, "load_file", aligned)
+    monkeypatch.setattr(torch, "empty_like", gone)
+    return {"offload_to_disk_path": ""}

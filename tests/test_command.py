@@ -78,7 +78,7 @@ def test_a_shipped_file_names_every_setting_with_a_comment(config: str) -> None:
     values = read_yaml(path)
     for section, cls in SECTIONS.items():
         of_one_run = {"clip", "caption", "resume", "reference", "clips", "captions", "loras", "rankings", "dry_run"}
-        of_one_run |= {"latents", "positions"}
+        of_one_run |= {"latents", "positions", "together"}
         if "a14b" not in config:  # the others have no two experts
             of_one_run |= {"expert", "sample.scale_low", "validation.sample.scale_low"}
         missing = set(flags_of(cls)) - of_one_run - _names(values) - _names(values[section]) - {"guidance"}
@@ -118,7 +118,10 @@ def test_accelerate_reads_its_files(file: str) -> None:
         (["train", "--config", "tinny"], ["did you mean tiny?"]),
         (["train", "--temporal.positions", "alined"], ["did you mean aligned?"]),
         (["train", "--heads.times", "2"], ["--heads.times"]),
+        (["train", "--steps", "2"], ["did you mean --spatial.steps or --temporal.steps"]),
+        (["train", "--boxes", "2"], ["no name is like it", "--help"]),
         (["train"], ["clip"]),
+        (["generate", "--guidance.lr", "2"], ["--guidance.lr", "add --guidance NAME", "flowmotion"]),
         (["generate", "--guidance", "nne"], ["'nne'", "did you mean none?"]),
         (["generate", "--guidance", "smm", "--guidance.name", "inject"], ["choose with --guidance NAME"]),
         (["lora", "inspect"], ["--file is missing"]),

@@ -21,7 +21,7 @@ from motionlora.heads.wan import WanBackbone
 from motionlora.infer import generate as room
 from motionlora.infer.generate import generate, generate_clip, slug
 from motionlora.infer.guide_none import NoGuidance
-from motionlora.infer.order import settled
+from motionlora.infer.order import loaded_lora, settled
 from motionlora.infer.sample import new_walk, sample
 from motionlora.infer.settings import GenerateSettings, LoraChoice, SampleSettings, lora_choice
 from motionlora.infer.sheet import TILE, contact_sheet
@@ -120,7 +120,7 @@ def latent(twin: WanBackbone, seed: int = 4, until: float = 0.0) -> torch.Tensor
 
 
 def test_a_lora_at_zero_is_the_base_bit_for_bit_and_acts_in_proportion(twin: WanBackbone, lora_file: Path) -> None:
-    plain, lora = latent(twin), room.loaded_lora(str(lora_file), 0.5).lora
+    plain, lora = latent(twin), loaded_lora(str(lora_file), 0.5).lora
     far = {}
     for strength in (0.0, 0.25, 1.0):
         load_into(twin.transformer, lora, "lora0", strength)
@@ -141,7 +141,7 @@ def test_below_its_noise_level_a_lora_rests_and_is_back_after_the_walk(
     walk = new_walk(twin, twin.embed([CAPTIONS[0]]), twin.embed([""]), seed=4, sample=how, **SIZE)
     until = float(walk.times[acting - 1])  # the last time at which it still acts
     walk = replace(walk, lora_until=until)
-    load_into(twin.transformer, room.loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
+    load_into(twin.transformer, loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
     try:
         found = sample(walk, NoGuidance())
         assert strengths(twin.transformer) == {"lora0": 0.5}
@@ -158,10 +158,10 @@ def test_below_its_noise_level_a_lora_rests_and_is_back_after_the_walk(
 
 
 def test_loras_rest_where_their_training_ended_unless_they_are_told(lora_file: Path, tmp_path: Path) -> None:
-    lora, levels = room.loaded_lora(str(lora_file), 0.5).lora, {}
+    lora, levels = loaded_lora(str(lora_file), 0.5).lora, {}
     for name, until in (("a", {"until": 0.8}), ("b", {"until": 0.8}), ("c", {}), ("d", {"until": 0})):
         save_lora(replace(lora, provenance=until), tmp_path / f"{name}.safetensors")
-        levels[name] = room.loaded_lora(str(tmp_path / f"{name}.safetensors"), 0.5)
+        levels[name] = loaded_lora(str(tmp_path / f"{name}.safetensors"), 0.5)
     own, asked = SampleSettings(), SampleSettings(lora_until=0.3)
     for names, until in (("", 0.0), ("a", 0.8), ("ab", 0.8), ("c", 0.0), ("cd", 0.0)):
         loras = [levels[name] for name in names]
@@ -173,13 +173,13 @@ def test_loras_rest_where_their_training_ended_unless_they_are_told(lora_file: P
     for wrong in ("never", 1.5, -0.1, None, [0.8]):
         save_lora(replace(lora, provenance={"until": wrong}), tmp_path / "e.safetensors")
         with pytest.raises(InputError, match=r"e\.safetensors says in its header that it rests below noise"):
-            room.loaded_lora(str(tmp_path / "e.safetensors"), 0.5)
+            loaded_lora(str(tmp_path / "e.safetensors"), 0.5)
 
 
 def test_generate_takes_the_level_of_the_file_and_writes_it_down(
     settings: GenerateSettings, lora_file: Path, tmp_path: Path
 ) -> None:
-    lora = room.loaded_lora(str(lora_file), 0.5).lora
+    lora = loaded_lora(str(lora_file), 0.5).lora
     save_lora(replace(lora, provenance={"until": 0.95}), tmp_path / "a.safetensors")
     pixels = {}
     for until in (None, 0.95, 0.0):
@@ -198,7 +198,7 @@ def test_generate_takes_the_level_of_the_file_and_writes_it_down(
 def test_the_stock_pipeline_with_the_same_file_and_strength_gives_the_same_latents(
     twin: WanBackbone, twin_folder: Path, lora_file: Path, until: float
 ) -> None:
-    load_into(twin.transformer, room.loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
+    load_into(twin.transformer, loaded_lora(str(lora_file), 0.5).lora, "lora0", 0.5)
     try:
         ours = latent(twin, until=until)
     finally:
@@ -266,13 +266,13 @@ def test_a_file_with_a_colon_in_its_name_is_found(tmp_path: Path) -> None:
 
 
 def test_the_header_recommends_a_strength_and_the_setting_stands_in(lora_file: Path, tmp_path: Path) -> None:
-    assert room.loaded_lora(f"{lora_file}:0.1", 0.5).strength == 0.1
-    assert room.loaded_lora(f"{lora_file}:0", 0.5).strength == 0
-    assert room.loaded_lora(str(lora_file), 0.5).strength == 0.75
+    assert loaded_lora(f"{lora_file}:0.1", 0.5).strength == 0.1
+    assert loaded_lora(f"{lora_file}:0", 0.5).strength == 0
+    assert loaded_lora(str(lora_file), 0.5).strength == 0.75
     strangers = tmp_path / "other.safetensors"
-    lora = room.loaded_lora(str(lora_file), 0.5).lora
+    lora = loaded_lora(str(lora_file), 0.5).lora
     save_lora(MotionLora(lora.weights, 4, 4.0), strangers)
-    assert room.loaded_lora(str(strangers), 0.3).strength == 0.3
+    assert loaded_lora(str(strangers), 0.3).strength == 0.3
 
 
 @pytest.mark.parametrize(

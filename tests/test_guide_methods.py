@@ -13,7 +13,7 @@ from motionlora.heads.forwards import counting
 from motionlora.heads.schedule import euler_times
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.adam import descended, reach
-from motionlora.infer.guidance import Kept, Walk, guided_until, noised
+from motionlora.infer.guidance import Kept, Walk, guided_steps, guided_until, noised
 from motionlora.infer.guide_flowmotion import (
     FlowMotion,
     alignment_gradient,
@@ -78,6 +78,7 @@ def test_guided_steps_are_the_first_share_of_them() -> None:
     times = euler_times({}, 50, 3.0)
     for share, count in ((0.2, 10), (0.0, 0), (1.0, 50), (0.03, 2)):
         assert int((times[:-1] > guided_until(times, share)).sum()) == count
+    assert [guided_steps(share, 1) for share in (0.0, 0.2, 1.0)] == [0, 1, 1]  # asked for, it acts in a short walk, too
 
 
 def test_across_the_mean_velocity_little_remains_and_along_it_all() -> None:

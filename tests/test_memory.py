@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers.hooks
 import numpy as np
 import pytest
 import torch
@@ -51,22 +50,6 @@ def trained(model: WanBackbone, spares: Memory, **more: Any) -> tuple[list[float
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, layers.state()
-
-
-@pytest.fixture
-def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What makes layers wait on a disk, since a CPU has no other place; what is left in memory of them is NaN."""
-    stock, empty_like, count = diffusers.hooks.apply_group_offloading, torch.empty_like, iter(range(1000))
-
-    def each_in_its_folder(layer: Any, **how: Any) -> None:
-        stock(layer, **{**how, "offload_to_disk_path": str(tmp_path / str(next(count)))})
-
-    def gone(tensor: torch.Tensor, **how: Any) -> torch.Tensor:
-        return empty_like(tensor, **how).fill_(math.nan) if "device" in how else empty_like(tensor, **how)
-
-    monkeypatch.setattr(diffusers.hooks, "apply_group_offloading", each_in_its_folder)
-    monkeypatch.setattr(torch, "empty_like", gone)
-    return {"offload_to_disk_path": ""}
 
 
 @pytest.mark.parametrize("spares", [Memory(1), Memory(2), Memory(0, offload=True), Memory(1, offload=True)])

@@ -20,6 +20,7 @@ from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.private import secrets, without_secrets
 from motionlora.infer.studio import Size
 from motionlora.train import command, loop
+from motionlora.train.endings import exit_code
 from motionlora.train.journal import start_trackers
 from motionlora.train.private import needed_again
 from motionlora.train.run import train
@@ -131,7 +132,7 @@ def test_a_key_in_a_setting_is_refused_and_one_in_an_error_is_not_shown(
     assert KEYS["HF_TOKEN"] not in str(refusal.value)
     assert not out.exists()
     for error, code in ((RuntimeError(f"401 for {KEYS['HF_TOKEN']}"), 1), (InputError(KEYS["WANDB_API_KEY"]), 2)):
-        assert command._exit_code(error) == code
+        assert exit_code(error) == code
         printed = "".join(capsys.readouterr())
         assert not [key for key in KEYS.values() if key in printed]
         assert "<HF_TOKEN>" in printed or "<WANDB_API_KEY>" in printed

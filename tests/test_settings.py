@@ -218,7 +218,8 @@ def test_help_is_tyros_and_tells_where_defaults_come_from(tmp_path: Path, capsys
         ("rank", ["model", "lora.rank"], "lora.rank"),
         ("--tempral.lr", ["--spatial.lr", "--temporal.lr"], "--temporal.lr"),
         ("generat", ["train", "generate"], "generate"),
-        ("qqqqqq", ["a"], "a"),
+        ("qqqqqq", ["a"], ""),
+        ("--boxes", ["--model", "--out"], ""),
         ("x", [], ""),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from motionlora.train import loop
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
 from motionlora.train.journal import Journal
 from motionlora.train.lock import holding
+from motionlora.train.refusals import refuse_mute_clips
 from motionlora.train.run import TrainResult, train
 from motionlora.train.settings import TemporalSettings, TrainSettings
 from motionlora.train.stages import check_stride, sparse_clip, temporal_stage
@@ -248,6 +250,9 @@ def test_with_a_level_learning_rate_a_finished_stage_can_be_made_longer(settings
     longer = train(changed(short, resume="latest", temporal={"steps": 4}), say=quiet)
     at_once = train(changed(short, out=short.out.with_name("at_once"), temporal={"steps": 4}), say=quiet)
     assert equal(weights(longer, "temporal"), weights(at_once, "temporal"))
+    longer.paths["temporal"].unlink()
+    with pytest.raises(InputError, match=r"has done 4 steps, and 3 are asked for: set --temporal\.steps to 4 or more"):
+        train(changed(short, resume="latest", temporal={"steps": 3}), say=quiet)
 
 
 def test_a_checkpoint_is_small_and_holds_no_pickle_and_only_two_are_kept(whole):
@@ -417,6 +422,16 @@ def test_the_sparse_clip_plays_as_long_as_the_whole():
     sparse = sparse_clip(clip, 3)
     assert sparse.pixels[:, 0, 0, 0].tolist() == list(range(0, 49, 3))
     assert len(sparse.pixels) / sparse.fps == pytest.approx(49 / 12, rel=0.05)
+
+
+def test_a_clip_of_which_nobody_said_what_it_shows_is_not_learned(settings):
+    with pytest.raises(InputError, match=r"has no caption: .*--caption"):
+        train(changed(settings, caption=None), say=quiet)
+    assert not (settings.out / "settings.yaml").exists()
+    mute = [Clip(np.zeros((1, 16, 16, 3), np.uint8), 12.0, " ")]
+    for allowed in ({"caption": ""}, {"caption": None, "stages": ("heads",)}):
+        refuse_mute_clips(changed(settings, **allowed), [settings.clip], mute)
+    refuse_mute_clips(changed(settings, caption=None), [settings.clip], [replace(mute[0], caption="a dog")])
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,15 @@
-"""The `motionlora` command: finds the subcommand, composes its settings, and turns every ending into an exit code.
+"""The `motionlora` command: finds the subcommand, composes its settings, runs it; every ending has its exit code."""
 
-0 done, 1 our bug, 2 the input or a setting is wrong, 3 storage, 4 the numbers went bad, 130 and 143 stopped.
-"""
-
-import errno
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from motionlora.data.errors import InputError, NumbersError, StorageError, meant
+from motionlora.data.errors import InputError, meant
 from motionlora.data.limits import Limits
 from motionlora.data.settings import parse, take_flag
-from motionlora.infer.private import without_secrets
+from motionlora.train.endings import exit_code
 from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, with_guidance
 
-STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
 OVERVIEW = """usage: motionlora SUBCOMMAND [OPTIONS]
 
 Motion transfer on video Diffusion Transformers: from one clip to a motion LoRA to new videos.
@@ -36,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # --help and --print-config
         return ended.code if isinstance(ended.code, int) else 0
     except BaseException as error:
-        return _exit_code(error)
+        return exit_code(error)
 
 
 def _run(words: list[str]) -> int:
@@ -111,44 +104,7 @@ def _found(words: list[str]) -> tuple[str, list[str]]:
 
 def _show(names: list[str], *, complete: bool) -> NoReturn:
     """Prints the overview of some subcommands; exit code 2 if nothing asked for help."""
-    lines = [f"  {name:<14} {SUBCOMMANDS[name].summary.splitlines()[0]}" for name in names]
+    width = max(14, *map(len, names))
+    lines = [f"  {name:<{width}} {SUBCOMMANDS[name].summary.splitlines()[0]}" for name in names]
     print(OVERVIEW.format(subcommands="\n".join(lines)), file=sys.stdout if complete else sys.stderr)
     raise SystemExit(0 if complete else 2)
-
-
-def _exit_code(error: BaseException) -> int:
-    """Says what ended the run, in one sentence on stderr, and gives its exit code."""
-    loop = sys.modules.get("motionlora.train.loop")  # heavy: not imported where it is not in use already
-    if loop is not None and isinstance(error, loop.Stopped):
-        _say(str(error))
-        return getattr(error, "code", 1)
-    match error:
-        case KeyboardInterrupt():
-            _say("stopped by the user; only what was finished before is kept.")
-            return 130
-        case BrokenPipeError():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing to say
-            return 0
-        case InputError():
-            _say(str(error))
-            return 2
-        case NumbersError():
-            _say(str(error))
-            return 4
-        case StorageError():
-            _say(str(error))
-            return 3
-        case OSError(errno=number) if number in STORAGE:
-            where = f" ({error.filename})" if error.filename else ""
-            _say(f"storage failed: {error.strerror or error}{where}; free some space or choose another place.")
-            return 3
-        case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            _say("out of memory; take fewer frames, a smaller size or --memory lowest.")
-            return 2
-    print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    _say("this is a bug of motionlora: please report it with the lines above and the command.")
-    return 1
-
-
-def _say(sentence: str) -> None:
-    print(f"motionlora: {without_secrets(' '.join(sentence.split()))}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import get_args
 from motionlora.data.errors import InputError
 from motionlora.heads.settings import Expert
 from motionlora.heads.wan_folder import boundary_of, found_folder
+from motionlora.train.launch import leave_group
 from motionlora.train.refusals import refuse_early
 from motionlora.train.run import TrainResult, train
 from motionlora.train.settings import TrainSettings
@@ -19,19 +20,35 @@ def train_experts(settings: TrainSettings, say: Callable[[str], None] = print) -
     Raises:
         InputError: both are wanted of a model of one network, or `heads.times` has no level of one; else as `train`.
     """
-    if settings.expert != "both":
-        return [train(settings, say)]
-    boundary = boundary_of(found_folder(settings.model, weights=False))
-    if not boundary:
-        raise InputError(f"expert is both, and {settings.model} is one network for all noise levels: leave it at high.")
-    runs, results = [_of_one(settings, expert, boundary) for expert in get_args(Expert)], []
+    runs, results = runs_of(settings), []
+    try:
+        for run in runs:
+            if settings.expert == "both":
+                say(f"The {run.expert}-noise expert goes to {run.out}; to go on after a stop, add --resume latest.")
+            results.append(train(run, say))
+            gc.collect()  # the device may have no room for the next expert beside this one
+    finally:
+        leave_group()
+    return results
+
+
+def runs_of(settings: TrainSettings) -> list[TrainSettings]:
+    """The runs that `train_experts` makes, one an expert.
+
+    Raises:
+        InputError: as there, for what can be seen without a model.
+    """
+    runs = [settings]
+    if settings.expert == "both":
+        boundary = boundary_of(found_folder(settings.model, weights=False))
+        if not boundary:
+            raise InputError(
+                f"expert is both, and {settings.model} is one network for all noise levels: leave it at high."
+            )
+        runs = [_of_one(settings, expert, boundary) for expert in get_args(Expert)]
     for run in runs:
         refuse_early(run)
-    for run in runs:
-        say(f"The {run.expert}-noise expert goes to {run.out}; to go on after a stop, add --resume latest.")
-        results.append(train(run, say))
-        gc.collect()  # the device may have no room for the next expert beside this one
-    return results
+    return runs
 
 
 def _of_one(settings: TrainSettings, expert: Expert, boundary: float) -> TrainSettings:

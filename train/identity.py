@@ -9,7 +9,7 @@ from motionlora.train.settings import TrainSettings
 IRRELEVANT = (
     "out", "clip", "caption", "model", "resume", "device", "cache", "tracker", "checkpoint_every", "keep_checkpoints",
     "log_every", "stages", "memory", "recompute_every", "lora.strength", "private", "deterministic",
-    "expert",
+    "expert", "clips", "together",
 )  # fmt: skip
 """Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
 

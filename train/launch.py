@@ -8,8 +8,8 @@ ZeRO-2 every process has the whole base. DDP is tested on a CPU; DeepSpeed has r
 import os
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: validation and head scores are the main process's work (else 10 minutes)."""
-BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""By which accelerate knows that it was launched as one of several."""
+BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "failed to recv")
 """What a process says whose partner is gone."""
 
 
@@ -62,34 +64,46 @@ def new_accelerator(settings: TrainSettings) -> "Accelerator":
     return accelerator
 
 
-def resume_command(settings: TrainSettings, accelerator: "Accelerator") -> str:
-    """The command line that continues a run, with as many processes."""
-    launcher, plugin = "motionlora train", accelerator.state.deepspeed_plugin
-    if accelerator.num_processes > 1 or plugin is not None:
+def resume_command(settings: TrainSettings, processes: int, plugin: Any = None) -> str:
+    """The command line that continues a run, with as many processes; `plugin` is accelerate's of DeepSpeed."""
+    launcher = "motionlora train"
+    if processes > 1 or plugin is not None:
         how = "--multi_gpu"
         if plugin is not None:
             how = f"--use_deepspeed --zero_stage {plugin.zero_stage} --gradient_clipping {settings.max_grad_norm:g}"
             how += f" --gradient_accumulation_steps {settings.gradient_accumulation}"
-        launcher = f"accelerate launch {how} --num_processes {accelerator.num_processes} -m motionlora.train"
+        launcher = f"accelerate launch {how} --num_processes {processes} -m motionlora.train"
     words = ["--config", str(settings.out / "settings.yaml"), *needed_again(settings), "--resume", "latest"]
     return f"{launcher} {shlex.join(words)}"
 
 
+def together(settings: TrainSettings, accelerator: "Accelerator") -> AbstractContextManager[None]:
+    """`ending_together` of a training run; checkpoints are as they were."""
+    own, all_of_them = accelerator.process_index, accelerator.num_processes
+    return ending_together(own, all_of_them, lambda: _farewell(settings, accelerator))
+
+
 @contextmanager
-def together(settings: TrainSettings, accelerator: "Accelerator") -> Iterator[None]:
+def ending_together(index: int, processes: int, how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """Inside, a process whose partner dies says so and how to go on, in place of a traceback or of nothing.
 
     Launchers send SIGTERM to what is left, in the loop for the second time: that, too, is answered by the sentence.
 
     Raises:
-        Stopped: another process is gone (exit code 1), or this one shall go (143); checkpoints are as they were.
+        Stopped: another process is gone (exit code 1), or this one shall go (143).
     """
-    if accelerator.num_processes == 1:
+    if processes == 1:
         yield
         return
 
+    def farewell(reason: str = "") -> str:
+        return (
+            f"Process {index} of {processes} had to end: it was told to, or lost another one, which was killed (out of "
+            f"memory?) or said why itself{reason}; {how_to_go_on()}"
+        )
+
     def told(number: int, _frame: object) -> None:
-        raise Stopped(_farewell(settings, accelerator), 128 + number)
+        raise Stopped(farewell(), 128 + number)
 
     after = signal.signal(signal.SIGTERM, told)
     try:
@@ -101,19 +115,31 @@ def together(settings: TrainSettings, accelerator: "Accelerator") -> Iterator[No
         if isinstance(error, Stopped):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Stopped(_farewell(settings, accelerator, f" ({reason})"), 1) from error
+        raise Stopped(farewell(f" ({reason})"), 1) from error
     finally:
         signal.signal(signal.SIGTERM, after)
 
 
-def _farewell(settings: TrainSettings, accelerator: "Accelerator", reason: str = "") -> str:
+def leave_group() -> None:
+    """Ends the talk between the processes that accelerate made one run of, after the last of its trainings."""
+    if torch.distributed.is_initialized() and set(LAUNCHED) & os.environ.keys():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, accelerate takes this process for the only one, whichever launcher started it: no DDP, no waiting."""
+    before = {name: os.environ.pop(name) for name in LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
     found = checkpoints(settings.out / "checkpoints")
     last = f"the last checkpoint is {found[-1]}, go on with" if found else "there is no checkpoint yet, begin with"
-    return (
-        f"Process {accelerator.process_index} of {accelerator.num_processes} had to end: it was told to, or lost "
-        f"another one, which was killed (out of memory?) or said why itself{reason}; "
-        f"{last}: {resume_command(settings, accelerator)}"
-    )
+    return f"{last}: {resume_command(settings, accelerator.num_processes, accelerator.state.deepspeed_plugin)}"
 
 
 def _refuse_launcher() -> None:

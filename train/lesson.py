@@ -29,7 +29,7 @@ from motionlora.train.settings import TrainSettings
 
 APART = {
     "clip", "caption", "out", "cache", "resume", "model", "device", "tracker", "checkpoint_every", "keep_checkpoints",
-    "log_every", "private", "recompute_every",
+    "log_every", "private", "recompute_every", "clips", "together",
 }  # fmt: skip
 """Settings that do not enter the numbers, or whose content does by itself."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from motionlora.data.errors import Stopped as Stopped
+from motionlora.heads.short_text import folding
 from motionlora.train.bad_steps import BadSteps
 from motionlora.train.checkpoint import Checkpoint, moments_of, restore_moments, restore_random, save_checkpoint
 from motionlora.train.journal import Journal, journal
@@ -27,17 +29,6 @@ if TYPE_CHECKING:
 
     from motionlora.heads.lora import MotionLoraHandle
     from motionlora.heads.wan import WanBackbone
-
-
-class Stopped(RuntimeError):
-    """A run ended before its last step and can go on; `code` is the exit code.
-
-    130 or 143: the user or the scheduler stopped it, and it was saved. 1: another process of it died.
-    """
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +60,7 @@ def fit(
         layers.load(start.lora)
     book = journal(settings, stage.name, run.accelerator, first=first, offset=run.offset)
     with (
+        folding(model.transformer),
         prepared(model, optimizer, run.accelerator) as (trained, stepper),
         progress_bar(stage, first, run.accelerator) as bar,
         stopping() as stop,
@@ -102,7 +94,8 @@ def training_step(
     """One optimiser step over `gradient_accumulation` batches of every process.
 
     Noise is keyed by seed, stage, step and the batch's number in the step, so that N processes do what one does with N
-    times as many accumulated.
+    times as many accumulated. Which of several clips a batch is of has a key of its own: for one clip given twice the
+    noise is that of the clip given once.
     """
     settings, accelerator, began = run.settings, run.accelerator, time.perf_counter()
     rate = optimizer.param_groups[0]["lr"] = learning_rate(settings, stage.settings, step)
@@ -111,9 +104,9 @@ def training_step(
         sample = micro * accelerator.num_processes + accelerator.process_index
         key = (settings.seed, stage.name, step, 0, sample)
         with accelerator.accumulate(model.transformer), model.positioned(stage.positions):
-            generator = keyed_generator(*key)
-            point = stage.point(generator)
-            parts = stage.loss(model, point, stage.told(generator))
+            drawn, generator = stage.drawn(keyed_generator(*key, "clip")), keyed_generator(*key)
+            point = drawn.point(generator)
+            parts = drawn.loss(model, point, drawn.told(generator))
             accelerator.backward(parts.total)
             if accelerator.sync_gradients:
                 # DeepSpeed clips by itself and may not tell.

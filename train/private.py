@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from motionlora.data.clip import Clip
     from motionlora.train.settings import TrainSettings
 
-PATHS = ("clip", "model", "out", "cache", "resume")
+PATHS = ("clip", "clips", "model", "out", "cache", "resume")
 """Settings that name places of this machine; the header of a LoRA file never has them."""
 WORDS = ("caption", "validation.captions", "validation.negative")
 """Settings that a user wrote in words."""

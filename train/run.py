@@ -28,7 +28,7 @@ from motionlora.train.private import PATHS, shared
 from motionlora.train.reference_heads import heads_of
 from motionlora.train.refusals import refuse_early
 from motionlora.train.settings import TrainSettings
-from motionlora.train.stages import Stage, spatial_stage, temporal_stage
+from motionlora.train.stages import Stage, of_all, spatial_stage, temporal_stage
 from motionlora.train.validation import validation
 from motionlora.train.workshop import Workshop, opened
 
@@ -75,10 +75,12 @@ def _trained(shop: Workshop) -> TrainResult:
         train_spatial(shop, head_map)
         train_temporal(shop, head_map)
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     paths = {"reference": shop.file("reference.mp4"), "heads": shop.file("heads.json")}
     paths |= {stage: shop.lora_file(stage) for stage in ("spatial", "temporal")}
     paths = {name: path for name, path in paths.items() if path.exists()}
+    shop.say(f"Done: {', '.join(str(path) for name, path in paths.items() if name in ('spatial', 'temporal'))}")
     return TrainResult(paths=paths, seconds=shop.seconds, head_map=head_map)
 
 
@@ -92,7 +94,7 @@ def train_spatial(shop: Workshop, head_map: HeadMap | None) -> None:
         shop.say("No head is spatial: there is no spatial stage.")
         return
     with shop.timed("encode"):
-        stage = spatial_stage(shop.model, shop.clip, chosen, settings)
+        stage = of_all(spatial_stage(shop.model, clip, chosen, settings) for clip in shop.clips)
     train_stage(shop, stage, head_map, under="")
 
 
@@ -102,7 +104,8 @@ def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
     if "temporal" not in settings.stages:
         return
     with shop.timed("encode"):
-        stage = temporal_stage(model, shop.clip, temporal_heads(shop, head_map), settings)
+        chosen = temporal_heads(shop, head_map)
+        stage = of_all(temporal_stage(model, clip, chosen, settings) for clip in shop.clips)
     spatial = shop.lora_file("spatial")
     if head_map is None or settings.spatial.steps == 0 or not spatial.exists():
         train_stage(shop, stage, head_map, under="")
@@ -138,7 +141,7 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
     """One stage from start, or from where it was stopped, to its file; nothing if the file is there already."""
     settings, model, name = shop.settings, shop.model, stage.name
     path = shop.lora_file(name)
-    content = {"clip": shop.clip.content_hash(), "caption": shop.caption, "model": model.fingerprint}
+    content = {"clip": shop.clip_hash, "caption": shop.caption, "model": model.fingerprint}
     content |= {"heads": sha256(stage.chosen.tobytes()).hexdigest(), "spatial_lora": under}
     content |= {"weights": "fp8"} if shop.memory.fp8 else {}
     content |= machine(shop.accelerator.device) if settings.deterministic else {}
@@ -152,6 +155,11 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
     start = _start_of(shop, name)
     if start:
         refuse_changes(start.identity, made_of, stage=name, what=f"Checkpoint {start.name}")
+        if start.step > stage.settings.steps:
+            raise InputError(
+                f"Checkpoint {start.name} has done {start.step} steps, and {stage.settings.steps} are asked for: set "
+                f"--{name}.steps to {start.step} or more, or choose another --out."
+            )
     layers = attach(
         model.transformer,
         name,
@@ -184,6 +192,7 @@ def _announce(shop: Workshop, stage: Stage, layers: MotionLoraHandle, start: Che
     frames = (
         f"{clip.frames} single frames" if stage.name == "spatial" else f"{4 * grid.frames - 3} of {clip.frames} frames"
     )
+    frames += f" of each of {len(shop.clips)} clips" if len(shop.clips) > 1 else ""
     since = f"from step {start.step + 1}, " if start else ""
     shop.say(
         f"{stage.name} stage: {frames} of {clip.width}x{clip.height}, {grid.tokens} tokens "
@@ -203,14 +212,14 @@ def _provenance(shop: Workshop, stage: Stage, made_of: dict[str, Any]) -> dict[s
         "rule": settings.heads.rule,
         "ratio": settings.heads.ratio,
         "trained_grid": {"frames": grid.frames, "height": grid.height, "width": grid.width},
-        "settings": shared(settings.model_dump(mode="json", exclude=set(PATHS)), settings.private),
+        "settings": shared(settings.model_dump(mode="json", exclude={*PATHS, "together"}), settings.private),
         "identity": made_of,
         "versions": versions(),
         "strength": settings.lora.strength,
         "steps": stage.settings.steps,
         "model": shop.model_name,
         "fingerprint": shop.model.fingerprint,
-        "clip_hash": clip.content_hash(),
+        "clip_hash": shop.clip_hash,
         "caption": shop.caption,
         "clip": {"frames": clip.frames, "height": clip.height, "width": clip.width, "fps": clip.fps},
     }

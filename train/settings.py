@@ -11,13 +11,12 @@ from pydantic import Field
 from motionlora.data.limits import Limits
 from motionlora.data.settings import Settings
 from motionlora.heads.settings import HeadSettings, LoraSettings
-from motionlora.infer.settings import SampleSettings
+from motionlora.infer.settings import MemoryMode, SampleSettings
 
 StageName = Literal["heads", "spatial", "temporal"]
 Motion = Literal["frame", "channel", "code", "none"]
 Weighting = Literal["release", "none"]
 ExpertChoice = Literal["high", "low", "both"]
-MemoryMode = Literal["auto", "fast", "low", "lowest"]
 PositionKind = Literal["none", "paper", "paper_pixel", "linear", "aligned"]
 
 
@@ -90,11 +89,15 @@ class TrainSettings(Settings):
     """Everything a training run needs: the clip, the model, the heads, the two stages, the machine."""
 
     model: str = "tiny"
-    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    """`tiny` (embedded), a diffusers folder or a hub id: Wan (2.1, 2.2 TI2V-5B, 2.2 T2V-A14B) or CogVideoX (2B, 5B)."""
     expert: ExpertChoice = "high"
     """Which one of a model of two (Wan 2.2 T2V-A14B): `high` sets the motion, `both` get a folder each in `out`."""
     clip: Path | None = None
     """The reference: a video file, or a folder of numbered images."""
+    clips: Path | None = None
+    """Instead of one: a folder of clips, captions in .txt beside them. Each gets a LoRA of its own in `out`/NAME."""
+    together: bool = False
+    """All of `clips` show the same motion: one LoRA of them all."""
     caption: str | None = None
     """What the clip shows; none reads the .txt beside it."""
     out: Path = Path("runs/train")

@@ -3,8 +3,8 @@
 n latents to draw from, b samples of a batch, c channels, f latent frames, h height, w width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +53,13 @@ class Stage:
     """The lowest and the highest noise level that is drawn: those of the expert that is trained."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """The model's own, which says how it was trained; none is a straight path with weight 1."""
+    others: "tuple[Stage, ...]" = ()
+    """The same stage of further clips, where several show one motion."""
+
+    def drawn(self, generator: Generator) -> "Stage":
+        """The stage of one of the clips, all equally likely."""
+        every = (self, *self.others)
+        return every[int(torch.randint(len(every), (), generator=generator))]
 
     def point(self, generator: Generator) -> PathPoint:
         """A batch on the path: clips, noise levels and noise drawn in this order from `generator` (on the CPU)."""
@@ -85,6 +92,12 @@ class Stage:
         weight = weight_of_time(self.noise.weighting, self.noise.shift)(point.time)
         total = (weight * (denoise + self.motion_weight * motion)).mean()
         return Parts(total=total, denoise=denoise.detach(), motion=motion.detach())
+
+
+def of_all(stages: Iterable[Stage]) -> Stage:
+    """One stage of several clips: that of the first, which knows the others."""
+    first, *others = stages
+    return replace(first, others=tuple(others))
 
 
 def spatial_stage(model: Backbone, clip: Clip, chosen: np.ndarray, settings: TrainSettings) -> Stage:

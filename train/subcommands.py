@@ -59,7 +59,7 @@ class HeadsSettings(Settings):
     """Which clip shows which heads of which model are temporal; the same names mean the same in `train`."""
 
     model: str = "tiny"
-    """`tiny` (embedded), a diffusers folder or a hub id of Wan 2.1 text-to-video."""
+    """`tiny` (embedded), a diffusers folder or a hub id: Wan (2.1, 2.2 TI2V-5B, 2.2 T2V-A14B) or CogVideoX (2B, 5B)."""
     expert: ExpertChoice = "high"
     """Which one of a model of two (Wan 2.2 T2V-A14B); `both` makes a folder for each in `out`."""
     clip: Path | None = None
@@ -148,16 +148,18 @@ def plan(settings: PlanSettings) -> None:
 
 def train(settings: TrainSettings) -> None:
     """Trains a motion LoRA."""
+    from motionlora.train.clips import train_clips
     from motionlora.train.experts import train_experts
 
-    train_experts(settings)
+    (train_experts if settings.clips is None or settings.together else train_clips)(settings)
 
 
 def generate(settings: GenerateSettings) -> None:
     """Makes new clips."""
     from motionlora.infer.generate import generate
+    from motionlora.train.sampling_plan import fitting_mode
 
-    generate(settings)
+    generate(settings, choose=fitting_mode)
 
 
 def guidance_list(settings: GuidanceListSettings) -> None:
@@ -197,7 +199,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "heads": Subcommand("Find the temporal heads of a model on a clip; save the map.", HeadsSettings, heads, "tiny"),
     # Before `train`, whose class stands for the section that both read.
     "plan": Subcommand("Say what a training run would take: FLOPs, bytes, time.", PlanSettings, plan, "tiny", "train"),
-    "train": Subcommand("Learn the motion of a clip as a LoRA.", TrainSettings, train, "tiny", "train"),
+    "train": Subcommand(
+        "Learn the motion of a clip, or of a folder of clips, as a LoRA.", TrainSettings, train, "tiny", "train"
+    ),
     "generate": Subcommand("Make new clips, with any LoRAs.", GenerateSettings, generate, "tiny", "generate"),
     "guidance list": Subcommand(
         "Name the ways in which a reference clip can steer `generate`.", GuidanceListSettings, guidance_list
@@ -261,8 +265,13 @@ def with_guidance(cls: type[BaseModel], argv: Sequence[str], config: str) -> tup
     if name not in GUIDANCES:
         names = GUIDANCES
         raise InputError(f"there is no guidance {name!r:.80}: name one of {', '.join(names)} ({meant(name, names)}).")
+    asked = [word.partition("=")[0] for word in rest if word.startswith("--guidance.")]
+    if name == "none" and asked:
+        raise InputError(
+            f"{asked[0]} sets a guidance and none was chosen: add --guidance NAME ({', '.join(GUIDANCES)})."
+        )
     base = guidance_class(name)
-    tag: Any = (Literal[name], Field(default=name, description="Chosen by --guidance NAME."))
+    tag: Any = (Literal[name], Field(default=name, description=f"Chosen by --guidance NAME: {', '.join(GUIDANCES)}."))
 
     def own(values: Any) -> Any:
         """Without the file's settings for another guidance than the one chosen."""

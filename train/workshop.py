@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from motionlora.train.checkpoint import drop_newer
 from motionlora.train.launch import resume_command
 from motionlora.train.memory import memory_for
 from motionlora.train.private import shared, told_caption
+from motionlora.train.refusals import clip_paths, refuse_mute_clips, refuse_odd_clips
 from motionlora.train.settings import TrainSettings
 from motionlora.train.stages import check_expert, heads_are_scored, spatial_stage, temporal_stage
 
@@ -35,15 +36,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
-    """What every part of a run needs."""
+    """What every part of a run needs. `clips` are of one size, length and rate."""
 
     settings: TrainSettings
     accelerator: "Accelerator"
     model: WanBackbone
-    clip: Clip
+    clips: tuple[Clip, ...]
     say: Callable[[str], None]
     memory: Memory
     seconds: dict[str, float]
+
+    @property
+    def clip(self) -> Clip:
+        """The first, whose sizes are those of all."""
+        return self.clips[0]
 
     def file(self, name: str) -> Path:
         return self.settings.out / name
@@ -65,12 +71,17 @@ class Workshop:
     @property
     def resume_command(self) -> str:
         """The command line that continues this run."""
-        return resume_command(self.settings, self.accelerator)
+        return resume_command(self.settings, self.accelerator.num_processes, self.accelerator.state.deepspeed_plugin)
 
     @property
     def caption(self) -> str:
-        """What files say of the clip's caption."""
-        return told_caption(self.clip, self.settings.private)
+        """What files say of the clip's caption; of several, one a line."""
+        return "\n".join(told_caption(clip, self.settings.private) for clip in self.clips)
+
+    @property
+    def clip_hash(self) -> str:
+        """By which files name the clip; of several, all of them with a space between."""
+        return " ".join(clip.content_hash() for clip in self.clips)
 
     @property
     def model_name(self) -> str:
@@ -94,12 +105,12 @@ def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[s
         how["expert"] = None if settings.expert == "both" else settings.expert
         began = time.perf_counter()
         with accelerator.main_process_first():
-            clip, memory = _prepared(settings, load_encoders(settings.model, device=device, **how), accelerator, say)
+            clips, memory = _prepared(settings, load_encoders(settings.model, device=device, **how), accelerator, say)
         gc.collect()  # encoders have cycles, and would wait for the collector beside the network
         seconds["encode"] = round(time.perf_counter() - began, 2)
-        model = placed(load_model(settings.model, device="cpu" if memory.waits else device, **how), memory, device)
+        model = load_model(settings.model, device=device, memory=memory, **how)
         check_expert(model, settings)
-        shop = Workshop(settings, accelerator, model, clip, say, memory, seconds)
+        shop = Workshop(settings, accelerator, model, clips, say, memory, seconds)
         if accelerator.is_main_process:
             _start_folder(shop)
         accelerator.wait_for_everyone()
@@ -109,38 +120,25 @@ def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[s
 
 def _prepared(
     settings: TrainSettings, model: WanBackbone, accelerator: "Accelerator", say: Callable[[str], None]
-) -> tuple[Clip, Memory]:
-    """The clip, and what the network will spare; what the stages will ask of the encoders is in the cache then."""
-    assert settings.clip is not None
-    clip = read_clip(
-        settings.clip,
-        frames=settings.frames,
-        fps=settings.fps,
-        height=settings.height,
-        width=settings.width,
-        multiple=model.multiple,
-        caption=settings.caption,
-        say=say,
-    )
-    memory = memory_for(settings, model, clip, accelerator, say)
+) -> tuple[tuple[Clip, ...], Memory]:
+    """The clips, and what the network will spare; what the stages will ask of the encoders is in the cache then."""
+    wanted: dict[str, Any] = {name: getattr(settings, name) for name in ("frames", "fps", "height", "width", "caption")}
+    paths = clip_paths(settings)
+    clips = tuple(read_clip(path, **wanted, multiple=model.multiple, say=say) for path in paths)
+    refuse_odd_clips(paths, clips)
+    refuse_mute_clips(settings, paths, clips)
+    memory = memory_for(settings, model, clips[0], accelerator, say)
     nothing = np.zeros((model.blocks, model.heads), dtype=bool)
-    if heads_are_scored(settings):
-        model.encode(clip)
-    if "spatial" in settings.stages and settings.heads.heads == "split" and settings.spatial.steps:
-        spatial_stage(model, clip, nothing, settings)
-    if "temporal" in settings.stages:
-        temporal_stage(model, clip, nothing, settings)
     checked = settings.validation
-    model.embed([clip.caption, *((checked.negative, *checked.captions) if checked.every else ())])
-    return clip, memory
-
-
-def placed(model: WanBackbone, memory: Memory, device: torch.device) -> WanBackbone:
-    """A model that was loaded, on its device as far as it may be, sparing what it shall."""
-    memory.casting(model.transformer, model.dtype)
-    memory.offloading(model.transformer, device)
-    memory.recomputing(model.transformer)
-    return replace(model, parts=replace(model.parts, device=device))
+    for clip in clips:
+        if heads_are_scored(settings):
+            model.encode(clip)
+        if "spatial" in settings.stages and settings.heads.heads == "split" and settings.spatial.steps:
+            spatial_stage(model, clip, nothing, settings)
+        if "temporal" in settings.stages:
+            temporal_stage(model, clip, nothing, settings)
+        model.embed([clip.caption, *((checked.negative, *checked.captions) if checked.every else ())])
+    return clips, memory
 
 
 def _start_folder(shop: Workshop) -> None:
@@ -149,8 +147,10 @@ def _start_folder(shop: Workshop) -> None:
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         with replacing(shop.file("settings.yaml")) as draft:
-            draft.write_text(_settings_file(anew), encoding="utf-8")
-        write_clip(shop.clip, shop.file("reference.mp4"), comment=shop.caption)
+            draft.write_text(settings_file(anew), encoding="utf-8")
+        for number, clip in enumerate(shop.clips, start=1):
+            path = shop.file("reference.mp4" if number == 1 else f"reference-{number}.mp4")
+            write_clip(clip, path, comment=told_caption(clip, settings.private))
     except OSError as error:
         raise StorageError(f"Cannot write to {settings.out} ({error}): choose another --out or free space.") from error
     if settings.resume not in ("", "latest"):
@@ -158,7 +158,7 @@ def _start_folder(shop: Workshop) -> None:
             shop.say(f"Going back to {settings.resume}: removed the newer {path}")
 
 
-def _settings_file(settings: TrainSettings) -> str:
+def settings_file(settings: TrainSettings) -> str:
     """YAML that can be given back; a private run's lacks what `needed_again` names."""
     text = as_yaml(settings, "train")
     if not settings.private:
