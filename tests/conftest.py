@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,3 +126,22 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(safetensors.torch, "load_file", aligned)
     monkeypatch.setattr(torch, "empty_like", gone)
     return {"offload_to_disk_path": ""}
+
+
+@pytest.fixture
+def loadings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Parts of a model as they are loaded, each with those that are in memory then; none stays for being small."""
+    from motionlora.heads import wan_experts, wan_parts
+
+    monkeypatch.setattr(wan_parts, "SMALL_BYTES", 0)  # as a text encoder of 11 GB
+    stock, alive, order = wan_parts.loaded, {}, []
+
+    def loaded(cls: Any, folder: Path, dtype: Any) -> Any:
+        order.append((folder.name, sorted(name for name, model in alive.items() if model() is not None)))
+        model = stock(cls, folder, dtype)
+        alive[folder.name] = weakref.ref(model)
+        return model
+
+    monkeypatch.setattr(wan_parts, "loaded", loaded)
+    monkeypatch.setattr(wan_experts, "loaded", loaded)
+    return order

@@ -3,7 +3,6 @@ is left when the network is loaded.
 """
 
 import math
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 
 from motionlora.data.errors import InputError
-from motionlora.heads import wan_experts, wan_parts
 from motionlora.heads.encoders import load_encoders
 from motionlora.heads.load import load_model
 from motionlora.heads.lora import attach
@@ -178,25 +176,14 @@ def settings(twin_folder: Path, tmp_path: Path) -> TrainSettings:
 
 
 def test_a_run_loads_its_network_when_the_encoders_are_gone_and_never_again_what_embeds(
-    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+    settings: TrainSettings, loadings: list[tuple[str, list[str]]]
 ) -> None:
     """The VAE comes once more, to decode what validation makes."""
-    monkeypatch.setattr(wan_parts, "SMALL_BYTES", 0)  # as a text encoder of 11 GB
-    stock, alive, order = wan_parts.loaded, {}, []
-
-    def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-        order.append((folder.name, sorted(name for name, model in alive.items() if model() is not None)))
-        model = stock(cls, folder, dtype)
-        alive[folder.name] = weakref.ref(model)
-        return model
-
-    monkeypatch.setattr(wan_parts, "loaded", loaded)
-    monkeypatch.setattr(wan_experts, "loaded", loaded)
     train(settings, say=lambda line: None)
-    names = [name for name, _ in order]
+    names = [name for name, _ in loadings]
     assert names == [*names[:-2], "transformer", "vae"]
     assert set(names[:-2]) == {"text_encoder", "vae"}
-    assert dict(order[:-1])["transformer"] == []
+    assert dict(loadings[:-1])["transformer"] == []
 
 
 def test_a_run_in_lowest_says_so_in_its_file_and_does_not_go_on_in_another(settings: TrainSettings) -> None:

@@ -6,7 +6,6 @@ import gc
 import json
 import math
 import shutil
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 
 from motionlora.data.clip import read_clip, write_clip
 from motionlora.data.errors import InputError
-from motionlora.heads import wan_experts, wan_parts
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.load import load_model
 from motionlora.heads.lora import strengths
@@ -199,25 +197,14 @@ def test_generate_gives_the_same_clip_in_low_and_tells_its_mode(
 
 
 def test_encoders_are_gone_before_the_network_comes_and_the_vae_returns_to_decode(
-    settings: GenerateSettings, random_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: GenerateSettings, random_clip: Any, tmp_path: Path, loadings: list[tuple[str, list[str]]]
 ) -> None:
-    monkeypatch.setattr(wan_parts, "SMALL_BYTES", 0)  # as a text encoder of 11 GB
     write_clip(random_clip(9, 32, 32), tmp_path / "reference.webp")
-    stock, alive, order = wan_parts.loaded, {}, []
-
-    def loaded(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-        order.append((folder.name, sorted(name for name, model in alive.items() if model() is not None)))
-        model = stock(cls, folder, dtype)
-        alive[folder.name] = weakref.ref(model)
-        return model
-
-    monkeypatch.setattr(wan_parts, "loaded", loaded)
-    monkeypatch.setattr(wan_experts, "loaded", loaded)
     gc.collect()
     how = {"reference": tmp_path / "reference.webp", "guidance": FlowMotion(share=1.0), "caption": ("a", "b")}
     generate(settings.model_copy(update=how), quiet)
-    assert [name for name, _ in order] == ["text_encoder", "vae", "transformer", "vae"]
-    assert dict(order[:3])["transformer"] == []
+    assert [name for name, _ in loadings] == ["text_encoder", "vae", "transformer", "vae"]
+    assert dict(loadings[:3])["transformer"] == []
 
 
 def test_the_plan_knows_what_waits_what_is_learned_and_where_gradients_go(
