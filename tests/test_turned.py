@@ -1,7 +1,10 @@
 """Laws of selectivity in a comparison: what is played backwards, what moves at random by the same dose, who has it."""
 
 import json
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from motionlora.infer.measure_pair import Judge
 from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.row import Row
 from motionlora.infer.track_points import OpticalFlowTracker
+from motionlora.infer.turned import with_selectivity
 
 METHOD = "flowmotion:share=1.0,iterations=1,lr=0.1"
 
@@ -44,6 +48,23 @@ def test_a_guidance_has_its_selectivity_and_so_has_chance(made: tuple[dict[str, 
     assert {row.status for row in rows.values()} == {"done"}
     assert {name for name, row in rows.items() if "selectivity" in row.values} == {METHOD, f"dose:{METHOD}"}
     assert "By selectivity, with intervals that exclude 0:" in (out / "table.md").read_text()
+
+
+def test_a_method_stands_beside_its_clip_backwards_and_chance_beside_another_chance() -> None:
+    pairs = protocol_pairs("short")[:1]
+    cells = grid(pairs, parsed_methods([METHOD], controls=False, selective=True))
+    rows = [
+        Row(cell.pair.source.name, "", cell.pair.caption, cell.method.name, cell.seed, cell.method.control)
+        for cell in cells
+    ]
+    asked: list[tuple[str, str]] = []
+    judge: Any = SimpleNamespace(turning=lambda there, back, source: asked.append((there, back)) or (0.5, 0.25))
+    name_of: Any = attrgetter("method.name")
+    found = {row.method: row.values for row in with_selectivity(cells, rows, judge, name_of)}
+    assert asked == [(METHOD, f"reversed:{METHOD}"), (f"dose:{METHOD}", f"redose:{METHOD}")]
+    assert found[METHOD] == {"selectivity": 0.5, "turned": 0.25}
+    failed = [replace(row, status="failed") if row.control == "reversed" else row for row in rows]
+    assert "selectivity" not in {r.method: r.values for r in with_selectivity(cells, failed, judge, name_of)}[METHOD]
 
 
 def test_random_moves_go_as_far_as_the_guidance_in_each_step_and_each_its_own_way(
