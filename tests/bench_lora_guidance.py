@@ -42,6 +42,7 @@ def main() -> None:
     )
     rows = compared(pairs, settings, SPRITES, {"protocol": f"sprite protocol, hash {protocol_hash()}, form sweep"})
     table = (chosen.out / "table.md").read_text().replace("# Comparison", "# A guidance beside the LoRA of its clip", 1)
+    table = table.replace("- command: motionlora ", "- command: python tests/bench_lora_guidance.py ", 1)
     write_text(chosen.results, "\n".join([table, *over_both(rows, chosen.methods)]))
 
 
