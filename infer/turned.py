@@ -16,7 +16,7 @@ PARTNERS = {"none": "reversed:{}", "dose": "re{}"}
 def with_selectivity(
     cells: Sequence[Cell], rows: Sequence[Row], judge: Judge, clip_of: Callable[[Cell], Clip]
 ) -> list[Row]:
-    """The rows, those whose other run was made with their selectivity, the others unchanged.
+    """The rows, those whose other run was made with their selectivity, the others with the reason why there is none.
 
     Args:
         cells, rows: in the same order.
@@ -25,11 +25,12 @@ def with_selectivity(
     made = []
     for cell, row in zip(cells, rows, strict=True):
         other = done.get((row.pairing, PARTNERS.get(row.control, "").format(row.method)))
-        if other and row.status == "done":
-            found = judge.turning(clip_of(cell), clip_of(other), cell.pair.source)
-            if found is None:
-                row = replace(row, missing=row.missing | dict.fromkeys(names(BY_REVERSAL), judge.why_not))
-            else:
+        if row.status == "done":
+            found = judge.turning(clip_of(cell), clip_of(other), cell.pair.source) if other else None
+            if found:
                 row = replace(row, values=row.values | dict(zip(names(BY_REVERSAL), found, strict=True)))
+            else:
+                why = judge.why_not if other else "is measured of guidances and of random moves, with --selective"
+                row = replace(row, missing=row.missing | dict.fromkeys(names(BY_REVERSAL), why))
         made.append(row)
     return made
