@@ -13,7 +13,7 @@ demo: .venv/made
 	$(BIN)/python -m motionlora.train.demo --out runs/demo
 
 test: .venv/made
-	$(BIN)/pytest
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest  # threads of numpy that wait by spinning make tests of two processes take minutes
 
 check: .venv/made
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Read when numpy is imported: two processes of a test whose BLAS threads wait for each other by spinning take minutes.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
 import numpy as np
 import pytest
 
