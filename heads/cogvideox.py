@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from motionlora.data.clip import Clip
 from motionlora.data.settings import InputError
@@ -30,6 +30,7 @@ from motionlora.heads.rotary import turning
 from motionlora.heads.schedule import trained_times
 from motionlora.heads.settings import Expert
 from motionlora.heads.wan import WanBackbone
+from motionlora.heads.wan_experts import Experts
 from motionlora.heads.wan_folder import found_folder, is_cogvideox
 from motionlora.heads.wan_parts import WanParts, loaded, weights_fingerprint
 
@@ -57,28 +58,18 @@ class CogVideoXBackbone(WanBackbone):
     """
 
     @classmethod
-    def load(
-        cls,
-        source: str | Path = "tiny",
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        cache: Path | None = None,
-        expert: Expert | None = None,
-    ) -> CogVideoXBackbone:
-        """Load the transformer of a diffusers folder or hub id; otherwise as `WanBackbone.load`.
-
-        Raises:
-            InputError: not there, damaged, image-to-video, CogVideoX 1.5, or a scheduler of another path.
-        """
+    def _opened(
+        cls, source: str | Path, device: torch.device, dtype: torch.dtype, expert: Expert | None
+    ) -> tuple[nn.Module, CogVideoXParts, str, Experts]:
+        """As of Wan; InputError for image-to-video, CogVideoX 1.5, or a scheduler of another path, too."""
         folder = found_folder(source, expert=expert, cogvideox=True)
         if not is_cogvideox(folder):
             raise InputError(f"{source} is no CogVideoX; load it by motionlora.heads.load.load_model.")
-        parts = CogVideoXParts(folder, torch.device(device), dtype)
+        parts = CogVideoXParts(folder, device, dtype)
         trained_times(parts.scheduler_config)
         transformer = loaded(CogVideoXTransformer3DModel, folder / "transformer", dtype)
         fingerprint = weights_fingerprint(transformer)
-        return cls(transformer.to(device), parts, source, fingerprint, None if cache is None else Path(cache))
+        return transformer.to(device), parts, fingerprint, Experts()
 
     @property
     def patch(self) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import repeat
@@ -21,18 +21,15 @@ from motionlora.data.cache import cached, content_key
 from motionlora.data.clip import Clip
 from motionlora.data.settings import InputError
 from motionlora.heads.backbone import Latent, Prompt, TokenGrid
-from motionlora.heads.capture import layers_of, unwrapped
+from motionlora.heads.capture import Captured, What, capturing, layers_of, unwrapped
+from motionlora.heads.inject import Injected, injecting
+from motionlora.heads.positions import Positions, positioned
+from motionlora.heads.rotary import Turned, turning
 from motionlora.heads.settings import Expert
 from motionlora.heads.short_text import shortened
 from motionlora.heads.wan_experts import Experts, loaded_experts
 from motionlora.heads.wan_folder import found_folder
 from motionlora.heads.wan_parts import WanParts
-
-if TYPE_CHECKING:
-    from motionlora.heads.capture import Captured, What
-    from motionlora.heads.inject import Injected
-    from motionlora.heads.positions import Positions
-    from motionlora.heads.rotary import Turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +68,17 @@ class WanBackbone:
         Raises:
             InputError: not there, damaged, of no supported kind, or without that expert.
         """
-        folder = found_folder(source, expert=expert)
-        device = torch.device(device)
-        transformer, experts, fingerprint = loaded_experts(folder, device, dtype, expert)
-        parts = WanParts(folder, device, dtype)
+        transformer, parts, fingerprint, experts = cls._opened(source, torch.device(device), dtype, expert)
         return cls(transformer, parts, source, fingerprint, None if cache is None else Path(cache), experts)
+
+    @classmethod
+    def _opened(
+        cls, source: str | Path, device: torch.device, dtype: torch.dtype, expert: Expert | None
+    ) -> tuple[nn.Module, WanParts, str, Experts]:
+        """What `load` loads: the transformer on its device, the other parts, the weights' fingerprint, the experts."""
+        folder = found_folder(source, expert=expert)
+        transformer, experts, fingerprint = loaded_experts(folder, device, dtype, expert)
+        return transformer, WanParts(folder, device, dtype), fingerprint, experts
 
     def __post_init__(self) -> None:
         self._refuse_fused()
@@ -235,26 +238,18 @@ class WanBackbone:
         self, blocks: Sequence[int], what: What, *, stop: bool = False
     ) -> AbstractContextManager[Captured[Any]]:
         """Records tensors of `blocks` (`motionlora.heads.capture.capturing`)."""
-        from motionlora.heads.capture import capturing
-
         return capturing(self.transformer, blocks, what, stop=stop)
 
     def injecting(self, blocks: Sequence[int]) -> AbstractContextManager[Injected]:
         """Gives `blocks` the keys and values of another forward (`motionlora.heads.inject.injecting`)."""
-        from motionlora.heads.inject import injecting
-
         return injecting(self.transformer, blocks)
 
     def positioned(self, positions: Positions) -> AbstractContextManager[None]:
         """Latent frames stand at these times inside the context (`motionlora.heads.positions.positioned`)."""
-        from motionlora.heads.positions import positioned
-
         return positioned(self.transformer, positions)
 
     def turning(self) -> AbstractContextManager[Turned]:
         """Gives queries and keys rotary tables of their own (`motionlora.heads.rotary.turning`)."""
-        from motionlora.heads.rotary import turning
-
         return turning(self.transformer)
 
     def use_attention(self, backend: str) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from motionlora.data.clip import Clip
 from motionlora.infer.measure_names import BY_REVERSAL, names
 from motionlora.infer.measure_pair import Judge
@@ -11,6 +13,7 @@ from motionlora.infer.studio import Cell
 
 PARTNERS = {"none": "reversed:{}", "dose": "re{}"}
 """Of a row's control: what its method's other run is called."""
+UNSEEN = "undefined here: no frames in which both outputs show what moves, or a reference that is its own reversal"
 
 
 def with_selectivity(
@@ -27,10 +30,12 @@ def with_selectivity(
         other = done.get((row.pairing, PARTNERS.get(row.control, "").format(row.method)))
         if row.status == "done":
             found = judge.turning(clip_of(cell), clip_of(other), cell.pair.source) if other else None
-            if found:
+            if found and np.isfinite(found).all():
                 row = replace(row, values=row.values | dict(zip(names(BY_REVERSAL), found, strict=True)))
             else:
-                why = judge.why_not if other else "is measured of guidances and of random moves, with --selective"
+                why = "is measured of guidances and of random moves, with --selective"
+                if other:
+                    why = UNSEEN if found else judge.why_not
                 row = replace(row, missing=row.missing | dict.fromkeys(names(BY_REVERSAL), why))
         made.append(row)
     return made

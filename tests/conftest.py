@@ -145,3 +145,19 @@ def loadings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     monkeypatch.setattr(wan_parts, "loaded", loaded)
     monkeypatch.setattr(wan_experts, "loaded", loaded)
     return order
+
+
+@pytest.fixture(scope="session")
+def moving_square() -> Callable[[Path, int], Path]:
+    """Fills a folder with so many numbered pictures of 16 x 16 pixels, of a red square that goes to the right."""
+    from PIL import Image
+
+    def filled(folder: Path, frames: int) -> Path:
+        folder.mkdir(exist_ok=True)
+        for index in range(frames):
+            pixels = np.full((16, 16, 3), 40, np.uint8)
+            pixels[4:8, index : index + 4, 0] = 220
+            Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+        return folder
+
+    return filled

@@ -19,8 +19,9 @@ from motionlora.data.complaint import flags_of
 from motionlora.data.errors import InputError, NumbersError, StorageError
 from motionlora.data.yaml_file import read_yaml
 from motionlora.train.command import main, settings_of
+from motionlora.train.guidance_choice import GUIDANCES
 from motionlora.train.settings import TrainSettings
-from motionlora.train.subcommands import GUIDANCES, SECTIONS, SUBCOMMANDS, HeadsSettings
+from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, HeadsSettings
 
 CONFIGS = Path(str(resources.files("motionlora.configs")))
 OURS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("accelerate"))

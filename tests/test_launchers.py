@@ -20,7 +20,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from motionlora.data.errors import InputError
@@ -38,13 +37,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def settings(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+def settings(
+    twin_folder: Path, tmp_path_factory: pytest.TempPathFactory, moving_square: Callable[[Path, int], Path]
+) -> TrainSettings:
     """Both stages on 9 frames; the ratio leaves heads of both kinds."""
-    folder = tmp_path_factory.mktemp("clip")
-    for index in range(9):
-        pixels = np.full((16, 16, 3), 40, np.uint8)
-        pixels[4:8, index : index + 4, 0] = 220
-        Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+    folder = moving_square(tmp_path_factory.mktemp("clip"), 9)
     values = {
         "model": str(twin_folder), "clip": folder, "caption": "a red square", "frames": 9, "fps": None, "device": "cpu",
         "cache": None, "lora": {"rank": 2}, "heads": {"ratio": 1.0}, "checkpoint_every": 1,

@@ -3,6 +3,7 @@ is left when the network is loaded.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from motionlora.data.errors import InputError
 from motionlora.heads.encoders import load_encoders
@@ -159,17 +159,12 @@ def test_encoders_give_what_the_whole_model_gives(
 
 
 @pytest.fixture
-def settings(twin_folder: Path, tmp_path: Path) -> TrainSettings:
+def settings(twin_folder: Path, tmp_path: Path, moving_square: Callable[[Path, int], Path]) -> TrainSettings:
     """Both stages on 5 frames, one step each, no cache."""
-    for index in range(5):
-        pixels = np.full((16, 16, 3), 40, np.uint8)
-        pixels[4:8, index : index + 4, 0] = 220
-        (tmp_path / "clip").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "clip" / f"{index:04d}.png")
     values = {
-        "model": str(twin_folder), "clip": tmp_path / "clip", "caption": "a red square", "out": tmp_path / "run",
-        "frames": 5, "fps": None, "device": "cpu", "cache": None, "lora": {"rank": 2}, "heads": {"ratio": 1.0},
-        "spatial": {"steps": 1}, "temporal": {"steps": 1, "stride": 1, "caption_dropout": 0.5},
+        "model": str(twin_folder), "clip": moving_square(tmp_path / "clip", 5), "caption": "a red square",
+        "out": tmp_path / "run", "frames": 5, "fps": None, "device": "cpu", "cache": None, "lora": {"rank": 2},
+        "heads": {"ratio": 1.0}, "spatial": {"steps": 1}, "temporal": {"steps": 1, "stride": 1, "caption_dropout": 0.5},
         "validation": {"every": 1, "captions": ("a blue star",), "sample": {"steps": 1}},
     }  # fmt: skip
     return TrainSettings.model_validate(values)

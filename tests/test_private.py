@@ -1,6 +1,7 @@
 """What a run may tell: captions and paths unless they are private, keys never; and the same run twice, bit for bit."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
@@ -31,13 +31,11 @@ KEYS = {"HF_TOKEN": "hf_thisisnotatoken", "WANDB_API_KEY": "0123456789abcdef", "
 
 
 @pytest.fixture(scope="module")
-def settings(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+def settings(
+    twin_folder: Path, tmp_path_factory: pytest.TempPathFactory, moving_square: Callable[[Path, int], Path]
+) -> TrainSettings:
     """One step of the temporal stage on 5 frames, every head temporal, one validation."""
-    folder = tmp_path_factory.mktemp("meerkat")
-    for index in range(5):
-        pixels = np.full((16, 16, 3), 40, np.uint8)
-        pixels[4:8, index : index + 4, 0] = 220
-        Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+    folder = moving_square(tmp_path_factory.mktemp("meerkat"), 5)
     values = {
         "model": str(twin_folder), "clip": folder, "caption": CAPTION, "frames": 5, "fps": None, "device": "cpu",
         "cache": folder.with_name("numbat"), "lora": {"rank": 2}, "heads": {"ratio": 1e-9},

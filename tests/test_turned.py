@@ -25,7 +25,7 @@ from motionlora.infer.measure_pair import Judge
 from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.row import Row
 from motionlora.infer.track_points import OpticalFlowTracker
-from motionlora.infer.turned import with_selectivity
+from motionlora.infer.turned import UNSEEN, with_selectivity
 
 METHOD = "flowmotion:share=1.0,iterations=1,lr=0.1"
 
@@ -63,6 +63,10 @@ def test_a_method_stands_beside_its_clip_backwards_and_chance_beside_another_cha
     found = {row.method: row.values for row in with_selectivity(cells, rows, judge, name_of)}
     assert asked == [(METHOD, f"reversed:{METHOD}"), (f"dose:{METHOD}", f"redose:{METHOD}")]
     assert found[METHOD] == {"selectivity": 0.5, "turned": 0.25}
+    judge.turning = lambda *_: (float("nan"), float("nan"))
+    (row,) = [row for row in with_selectivity(cells, rows, judge, name_of) if row.method == METHOD]
+    assert row.values == {}, "no NaN among figures"
+    assert row.missing["selectivity"] == row.missing["turned"] == UNSEEN
     failed = [replace(row, status="failed") if row.control == "reversed" else row for row in rows]
     assert "selectivity" not in {r.method: r.values for r in with_selectivity(cells, failed, judge, name_of)}[METHOD]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from motionlora.data.benchmark import protocol_hash
-from motionlora.data.errors import StorageError
+from motionlora.data.errors import Stopped, StorageError
 from motionlora.data.say import Say, silent
 from motionlora.data.settings import InputError
 from motionlora.infer.bench_sprites import SPRITES, protocol_pairs
@@ -28,7 +28,6 @@ from motionlora.infer.studio import Cell, Studio
 from motionlora.train.ablation_table import Chapter, write_chapters
 from motionlora.train.ablations import Ablation, Variant, chosen_ablations, latent_frames
 from motionlora.train.lesson import Lesson, codes_of, learn, lesson_of, prepare
-from motionlora.train.loop import Stopped
 from motionlora.train.settings import TrainSettings
 
 SECONDS = 0.009

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +14,7 @@ from motionlora.infer.table_text import markdown_table
 from motionlora.infer.workers import joined
 from motionlora.train.endings import ending, exit_code
 from motionlora.train.experts import runs_of, train_experts
-from motionlora.train.launch import alone, ending_together, resume_command
+from motionlora.train.launch import alone, ending_together, flag, resume_command
 from motionlora.train.lock import holding
 from motionlora.train.refusals import clip_paths
 from motionlora.train.run import TrainResult
@@ -38,7 +37,7 @@ def train_clips(settings: TrainSettings, say: Callable[[str], None] = print) -> 
         Stopped: Ctrl-C or SIGTERM, after saving, or another process is gone; or some clips failed, which did not stop
             the others: the first process says which, with the exit code of the first of them.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
+    if flag("ACCELERATE_USE_DEEPSPEED"):
         raise InputError("DeepSpeed divides one run, and --clips makes one a process: launch with --multi_gpu.")
     with joined(settings.device) as workers:
         first, again = not workers.index, resume_command(settings, workers.count)

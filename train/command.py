@@ -8,7 +8,8 @@ from motionlora.data.errors import InputError, meant
 from motionlora.data.limits import Limits
 from motionlora.data.settings import parse, take_flag
 from motionlora.train.endings import exit_code
-from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS, with_guidance
+from motionlora.train.guidance_choice import with_guidance
+from motionlora.train.subcommands import SECTIONS, SUBCOMMANDS
 
 OVERVIEW = """usage: motionlora SUBCOMMAND [OPTIONS]
 

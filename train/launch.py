@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from motionlora.data.errors import InputError
+from motionlora.data.errors import InputError, Stopped
 from motionlora.train.checkpoint import checkpoints
-from motionlora.train.loop import Stopped
 from motionlora.train.private import needed_again
 from motionlora.train.settings import TrainSettings
 
@@ -43,7 +42,7 @@ def new_accelerator(settings: TrainSettings) -> "Accelerator":
 
     _refuse_launcher()
     cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
-    deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
+    deepspeed = flag("ACCELERATE_USE_DEEPSPEED")
     accelerator = Accelerator(
         # accelerate takes `cpu` for an order to leave DeepSpeed out.
         cpu=cpu and not deepspeed,
@@ -144,12 +143,12 @@ def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
 
 def _refuse_launcher() -> None:
     """InputError for what `accelerate launch` asks for by its variables and this run cannot do."""
-    if _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_MEGATRON_LM"):
+    if flag("ACCELERATE_USE_FSDP") or flag("ACCELERATE_USE_MEGATRON_LM"):
         raise InputError(
             "FSDP and Megatron split the LoRA in a way that is not saved here: launch with "
             "configs/accelerate_multi_gpu.yaml, and take --memory lowest where the base does not fit."
         )
-    if _flag("ACCELERATE_USE_DEEPSPEED") and find_spec("deepspeed") is None:
+    if flag("ACCELERATE_USE_DEEPSPEED") and find_spec("deepspeed") is None:
         raise InputError(
             "The launcher asks for DeepSpeed, which is not installed: pip install 'motionlora[deepspeed]', or launch "
             "with configs/accelerate_multi_gpu.yaml."
@@ -182,5 +181,6 @@ def refuse_other_numbers(accelerator: "Accelerator", settings: TrainSettings) ->
         )
 
 
-def _flag(name: str) -> bool:
+def flag(name: str) -> bool:
+    """Whether the launcher set one of accelerate's variables."""
     return os.environ.get(name, "false").lower() in ("1", "true")
