@@ -242,5 +242,6 @@ def _say_size(footage: Footage, window: Window, high: float, wide: float, scale:
     parts += [f"adds {value} black {side}" for side, value in bars.items() if value]
     parts += [f"scales by {scale:.3g}"] if abs(scale - 1) > 1e-3 else []
     parts += [f"makes pixels square from {footage.aspect:.4g}:1"] if footage.aspect != 1 else []
-    what = ", ".join(parts) if parts else "nothing is cut"
-    say(f"{footage.name}: {footage.width} x {footage.height} becomes {window.width} x {window.height} ({what}).")
+    if parts:
+        sizes = f"{footage.width} x {footage.height} becomes {window.width} x {window.height}"
+        say(f"{footage.name}: {sizes} ({', '.join(parts)}).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -182,7 +183,7 @@ def _check_weights(part: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; InputError where it is missing or damaged."""
     try:
-        content = parsed_json(path.read_text())
+        content = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({first_line(error)}); copy the model again.") from error
     if not isinstance(content, dict):
@@ -192,4 +193,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, short enough to quote."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" ...").rstrip(".")

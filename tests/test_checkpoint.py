@@ -248,6 +248,8 @@ def test_a_folder_that_cannot_be_written_to_is_a_storage_error(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="choose another --out"), holding(tmp_path / "file" / "run", quiet):
         pytest.fail("locked")
+    with pytest.raises(InputError, match="is a file, and a run makes a folder"), holding(tmp_path / "file", quiet):
+        pytest.fail("locked")
 
 
 def accelerator(processes: int = 1, *, others_bad: bool = False, deepspeed: object = None) -> Any:

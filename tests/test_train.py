@@ -246,7 +246,9 @@ def test_a_changed_setting_that_matters_is_refused_by_name(finished):
 
 def test_with_a_level_learning_rate_a_finished_stage_can_be_made_longer(settings):
     short = changed(settings, schedule="constant", spatial={"steps": 0}, temporal={"steps": 2})
-    train(short, say=quiet)
+    told: list[str] = []
+    train(changed(short, resume="latest"), say=told.append)
+    assert any("no checkpoint of the temporal stage" in line for line in told), "nothing to go on with is told"
     longer = train(changed(short, resume="latest", temporal={"steps": 4}), say=quiet)
     at_once = train(changed(short, out=short.out.with_name("at_once"), temporal={"steps": 4}), say=quiet)
     assert equal(weights(longer, "temporal"), weights(at_once, "temporal"))

@@ -50,14 +50,17 @@ def settings_of(name: str, argv: Sequence[str]) -> Any:
         InputError: an unknown key, a wrong type or an impossible value.
     """
     subcommand, rest = SUBCOMMANDS[name], list(argv)
+    helped = bool({"-h", "--help"} & set(rest))
     if subcommand.file and rest and not rest[0].startswith("-"):
         rest = [f"--{subcommand.file}", *rest]
+    elif subcommand.file and not helped and take_flag(rest, subcommand.file)[0] is None:
+        raise InputError(f"no FILE was named, which comes before the options: motionlora {name} FILE.")
     cls = subcommand.settings
     sections = {**SECTIONS}
     if name == "generate":
         cls, rest = with_guidance(cls, rest, subcommand.config or "")
         sections["generate"] = cls
-    if subcommand.config and "height" in cls.model_fields and not {"-h", "--help"} & set(rest):
+    if subcommand.config and "height" in cls.model_fields and not helped:
         _refuse_foreign_size(rest, subcommand.config)
     return parse(
         cls,

@@ -29,9 +29,11 @@ def holding(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     signs of life count.
 
     Raises:
-        InputError: another run is in the folder; names its process, machine and age.
+        InputError: another run is in the folder; names its process, machine and age; or the folder is a file.
         StorageError: the folder cannot be written to.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file, and a run makes a folder: choose another --out.")
     made, path = not folder.exists(), folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -237,7 +237,10 @@ def _start_of(shop: Workshop, stage: str) -> Checkpoint | None:
         set_damaged_aside(folder, stage, shop.say)
     shop.accelerator.wait_for_everyone()
     found = checkpoints(folder, stage)
-    return load_checkpoint(found[-1]) if found else None
+    if not found:
+        shop.say(f"There is no checkpoint of the {stage} stage in {settings.out} yet: it begins with its first step.")
+        return None
+    return load_checkpoint(found[-1])
 
 
 def _hash_of(weights: Mapping[str, Tensor]) -> str:
