@@ -51,9 +51,10 @@ class GridSettings(StudioSettings):
     methods: tuple[str, ...] = ()
     """`lora` (each clip's own), a name of `motionlora guidance list`, or both as in lora+flowmotion; settings behind a
     colon, lora:0.5, flowmotion:lr=0.01,share=0.4. `none` (no transfer) is always made. None given: every guidance."""
+    loras: Path | None = None
+    """Folder with a LoRA for each clip, NAME.safetensors or NAME/temporal.safetensors, where the captions name none."""
     controls: bool = True
     """Also make the controls: a standing clip, each method with another clip's motion, the reference as an output."""
-
     selective: bool = False
     """Also measure selectivity: each guidance is given the clip backwards too, and beside it stand two random moves of
     the same size in each step, which tell the chance level. Three more clips for each."""
@@ -75,8 +76,6 @@ class CompareSettings(GridSettings):
     benchmark: BenchmarkName | None = None
     """A paper's benchmark that the captions file is of: classes are checked, and clips that are not there are listed
     at the head of every table, in place of a refusal. davis, motionbench, mtbench, loveu."""
-    loras: Path | None = None
-    """Folder with a LoRA for each clip, NAME.safetensors or NAME/temporal.safetensors, where the captions name none."""
     strength: float = Field(default=0.5, ge=-4, le=4)
     """Of a LoRA that is given without one and whose header recommends none (Follow-Your-Motion: 0.5)."""
     seeds: tuple[int, ...] = (0, 1)
@@ -112,7 +111,7 @@ class SpriteStudioSettings(StudioSettings):
 
 
 class BenchSpritesSettings(SpriteStudioSettings, GridSettings):
-    """The sprite protocol: sixteen made-up clips whose motion is known exactly, by methods that need no training."""
+    """The sprite protocol: sixteen made-up clips whose motion is known exactly, by guidances and by LoRAs of them."""
 
     form: Literal["short", "sweep", "objects", "standard", "full"] = "standard"
     """short: 4 references, 1 seed. sweep: the 8 object motions, 1 seed; objects: the same with 2. standard: all 16, 2

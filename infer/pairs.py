@@ -166,9 +166,12 @@ def _lora(entry: Asked, path: Path, captions: Path, loras: Path | None) -> str:
         choice = lora_choice(entry.lora)
         file = captions.parent / choice.path
         return str(file) if choice.strength is None else f"{file}:{choice.strength}"
-    if loras is None:
-        return ""
-    places = (loras / f"{path.stem}.safetensors", loras / path.stem / "temporal.safetensors")
+    return lora_in(loras, path.stem)
+
+
+def lora_in(loras: Path | None, name: str) -> str:
+    """The LoRA of a clip of this name in a folder of them, "" where there is none."""
+    places = [loras / f"{name}.safetensors", loras / name / "temporal.safetensors"] if loras else []
     return next((str(place) for place in places if place.is_file()), "")
 
 

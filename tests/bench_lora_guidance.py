@@ -7,14 +7,10 @@ Rates are those that `bench_rates.py` chose outside of the protocol. Resumes; wr
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
-from motionlora.data.benchmark import protocol_hash
 from motionlora.data.cache import write_text
-from motionlora.data.errors import InputError
-from motionlora.infer.bench_sprites import SPRITES, protocol_pairs
-from motionlora.infer.compare import compared
+from motionlora.infer.bench_sprites import bench_sprites
 from motionlora.infer.compare_settings import BenchSpritesSettings
 from motionlora.infer.gains import family
 from motionlora.infer.row import Row
@@ -30,17 +26,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/lora_guidance.md"))
     parser.add_argument("--methods", nargs="+", default=list(json.loads(RATES.read_text())["chosen"].values()))
     chosen = parser.parse_args()
-    pairs = [
-        replace(pair, lora=str(chosen.loras / pair.source.name / "temporal.safetensors"))
-        for pair in protocol_pairs("sweep")
-    ]
-    if missing := [pair.lora for pair in pairs if not Path(pair.lora).is_file()]:
-        raise InputError(f"There is no {missing[0]}: train with tests/bench_transfer.py --work {chosen.loras} first.")
     sums = [f"lora+{method}" for method in chosen.methods]
-    settings = BenchSpritesSettings(
-        out=chosen.out, methods=("lora", *chosen.methods, *sums), controls=False, points=0, form="sweep"
+    methods = ("lora", *chosen.methods, *sums)
+    rows = bench_sprites(
+        BenchSpritesSettings(
+            out=chosen.out, loras=chosen.loras, methods=methods, controls=False, points=0, form="sweep"
+        )
     )
-    rows = compared(pairs, settings, SPRITES, {"protocol": f"sprite protocol, hash {protocol_hash()}, form sweep"})
     table = (chosen.out / "table.md").read_text().replace("# Comparison", "# A guidance beside the LoRA of its clip", 1)
     table = table.replace("- command: motionlora ", "- command: python tests/bench_lora_guidance.py ", 1)
     write_text(chosen.results, "\n".join([table, *over_both(rows, chosen.methods)]))

@@ -517,7 +517,26 @@ def test_the_protocol_walks_as_the_tiny_does_and_tells_its_hash(model: Path, tmp
         if row["method"] == "reference":
             assert row["values"]["smf"] > 0.95
             assert (row["values"]["acc"], row["values"]["leak"]) != (1.0, 0.0)
-    assert main(["bench", "sprites", "--methods", "lora", "--out", str(tmp_path / "no")]) == 2
+
+
+def test_the_protocol_takes_a_lora_of_each_reference(
+    model: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(protocol, "cases", lambda form: cases("short")[:2])
+    lora_at(tmp_path / "loras/v.safetensors", 1)
+    words = ["bench", "sprites", "--config", "tiny", "--form", "short", "--model", str(model), "--methods", "lora"]
+    words += ["--points", "0", "--sample.steps", "1", "--sample.scale", "1", "--device", "cpu", "--no-controls"]
+    words += ["--out", str(tmp_path / "out"), "--cache", "None", "--loras", str(tmp_path / "loras")]
+    assert main(words) == 2
+    assert "no LoRA for zigzag: train one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    lora_at(tmp_path / "loras/zigzag/temporal.safetensors", 2)
+    assert main(words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    made = {row["clip"]: row["key"] for row in rows if row["method"] == "lora"}
+    for name, file in (("v", "v.safetensors"), ("zigzag", "temporal.safetensors")):
+        story = json.loads((tmp_path / "out/cells" / f"{made[name]}.json").read_text())
+        assert Path(story["lora"]["file"]).name == file
 
 
 def test_a_clip_that_stands_still_can_be_kept_and_read_again(tmp_path: Path) -> None:
