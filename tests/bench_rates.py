@@ -2,6 +2,8 @@
 
     python tests/bench_rates.py --dry-run          what would be made, and how long that takes
     python tests/bench_rates.py                    resumes; writes results/guidance_rates.md and .json
+    python tests/bench_rates.py --rungs smm:lr=0.02,block=2 smm:lr=0.02,block=4 --results results/NAME
+                                                   rungs of one's own, such as blocks
 
 Every rung is walked with the reference and with its time reversal from the same seed. Selectivity is
 `measure_direction.turning`; that of `random` is between two draws, which is chance. Rungs are factors of the published
@@ -68,6 +70,9 @@ class Rung:
 def main() -> None:
     chosen = arguments()
     ladders = {name: ladder(name, chosen.factors) for name in chosen.methods}
+    if chosen.rungs:
+        names = dict.fromkeys(text.partition(":")[0] for text in chosen.rungs)
+        ladders = {name: [text for text in chosen.rungs if text.partition(":")[0] == name] for name in names}
     if chosen.dry_run:
         print(prediction(ladders))
         return
@@ -87,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Rates of guidances on motions outside of the sprite protocol.")
     parser.add_argument("--methods", nargs="+", choices=known, default=known)
     parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
+    parser.add_argument("--rungs", nargs="+", default=[], help="methods with settings, in place of the ladders")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--work", type=Path, default=Path("runs/rates"))
     parser.add_argument("--results", type=Path, default=Path("results/guidance_rates"))
@@ -195,7 +201,7 @@ def write(rungs: Sequence[Rung], heading: dict[str, str], results: Path) -> None
     heading = heading | {"command": " ".join(["python", "tests/bench_rates.py", *sys.argv[1:]])}
     best = chosen_rungs(rungs)
     names = ("method", "selectivity", "its gain", *FIGURES)
-    lines = ["# Rates of guidances, outside of the sprite protocol", "", *_told(heading), ""]
+    lines = ["# Settings of guidances, outside of the sprite protocol", "", *_told(heading), ""]
     lines += [f"Means over the motions {', '.join(CORNERS)}, one caption and one seed each. Selectivity of `none` is 0"]
     lines += ["by definition; that of `random` is between two draws, which is chance.", ""]
     lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names), *map(line_of, rungs)]
