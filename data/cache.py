@@ -77,12 +77,16 @@ def write_text(path: Path, text: str) -> None:
 
 def _stored(path: Path, say: Callable[[str], None]) -> dict[str, "Tensor"] | None:
     """The tensors of a cache file, or None where it is absent or was damaged (and then removed)."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load
 
     try:
         # Read, not memory-mapped: mapped weights lie at odd addresses, which changes CPU results in the last digit.
-        return load(path.read_bytes())
+        tensors = load(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("sha256") != _hash_of(tensors):
+                raise ValueError("its numbers are not those that were written")
+        return tensors
     except FileNotFoundError:
         return None
     except OSError as fault:
@@ -100,4 +104,10 @@ def _store(tensors: dict[str, "Tensor"], path: Path) -> None:
     from safetensors.torch import save
 
     with replacing(path) as draft:
-        draft.write_bytes(save(tensors))
+        draft.write_bytes(save(tensors, {"sha256": _hash_of(tensors)}))
+
+
+def _hash_of(tensors: dict[str, "Tensor"]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(tensors)).hexdigest()

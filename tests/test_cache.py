@@ -30,12 +30,13 @@ def test_second_time_reads_the_same_numbers_without_computing(tmp_path: Path) ->
         assert first[name].stride() == again[name].stride()
 
 
-@pytest.mark.parametrize("damage", [b"", b"not tensors", b"half"])
+@pytest.mark.parametrize("damage", [b"", b"not tensors", b"half", b"one bit"])
 def test_damaged_file_is_removed_said_and_made_anew(tmp_path: Path, damage: bytes) -> None:
     cached(tmp_path, "key", drawn)
     path = tmp_path / "key.safetensors"
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == b"half" else damage)
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])  # of the last number: everything else is as it was
+    path.write_bytes({b"half": whole[: len(whole) // 2], b"one bit": flipped}.get(damage, damage))
     said: list[str] = []
     assert torch.equal(cached(tmp_path, "key", drawn, said.append)["float"], drawn()["float"])
     assert len(said) == 1
@@ -60,6 +61,17 @@ def test_keys_differ_by_value_kind_order_and_cut() -> None:
     assert len({content_key(*key) for key in keys}) == len(keys)
     assert content_key("a", 1, 0.1, None) == content_key("a", 1, 0.1, None)
     assert len(content_key("a")) == 64
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with replacing(path) as one:
+        one.write_text("one")
+        with replacing(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_replacing_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from motionlora.data.errors import InputError, NumbersError, StorageError
 from motionlora.train import checkpoint as rooms
+from motionlora.train import lock as locks
 from motionlora.train.bad_steps import LIMIT, BadSteps
 from motionlora.train.checkpoint import (
     Checkpoint,
@@ -101,6 +102,12 @@ def test_any_damage_is_known_and_the_one_before_is_used(tmp_path: Path, name: st
     assert "temporal-000002.damaged" in told[0]
     assert same(load_checkpoint(save_checkpoint(made(2), tmp_path)), made(2))
     assert (tmp_path / "temporal-000002.damaged").is_dir(), "for whoever wants to look"
+
+
+def test_a_checkpoint_under_anothers_name_is_damaged(tmp_path: Path) -> None:
+    shutil.copytree(save_checkpoint(made(1), tmp_path), tmp_path / "temporal-000002")
+    with pytest.raises(DamagedError, match=r"temporal-000002 is damaged \(it says temporal-000001\)"):
+        load_checkpoint(tmp_path / "temporal-000002")
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_silence(tmp_path: Path) -> None:
@@ -242,6 +249,16 @@ def test_an_owner_on_another_machine_lives_by_its_signs(tmp_path: Path, silent: 
     with holding(tmp_path, told.append):
         pass
     assert len(told) == 1, "nobody known was there"
+
+
+def test_a_run_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    with holding(tmp_path, quiet):
+        os.utime(tmp_path / NAME, (0, 0))
+        until = time.monotonic() + 10
+        while (silent := not (tmp_path / NAME).stat().st_mtime) and time.monotonic() < until:
+            time.sleep(0.01)
+    assert not silent
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_storage_error(tmp_path: Path) -> None:

@@ -404,6 +404,16 @@ def overwritten(tmp_path: Path, suffix: str = ".mp4") -> Path:
     return path
 
 
+def scratched(tmp_path: Path) -> Path:
+    """Thirty bytes in the middle replaced, over which decord paints without a word."""
+    data = bytearray(busy(tmp_path, ".mp4").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 30] = np.random.default_rng(1).bytes(30)
+    path = tmp_path / "scratched.mp4"
+    path.write_bytes(data)
+    return path
+
+
 def file(name: str, data: bytes):
     def make(tmp_path: Path) -> Path:
         path = tmp_path / name
@@ -471,6 +481,7 @@ BAD = {
     "truncated mp4": (truncated, "truncated"),
     "truncated webm": (lambda tmp_path: truncated(tmp_path, ".webm"), "truncated"),
     "damaged mp4": (overwritten, "damaged"),
+    "scratched mp4": (scratched, "damaged"),
     "folder without pictures": (empty_folder, "no pictures"),
     "pictures of two sizes": (mixed_folder, "40 x 40"),
     "broken picture": (broken_folder, "3.png"),

@@ -1,9 +1,12 @@
 """Laws of limits and of the reading process: too large is one sentence with its option, a dead decoder another."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ def fails(path, say, **values):
     if "die" in path.name:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in path.name:
-        time.sleep(60)
+        time.sleep(15)
     if "eat" in path.name:
         bytearray(9 << 30)  # 8 GB are allowed
     if "noise" in path.name:
@@ -77,6 +80,13 @@ def test_a_clip_at_a_limit_is_read_and_above_it_the_option_is_named(
     assert whole(clip, **more).frames == 13
 
 
+def test_frames_have_their_limit_in_the_file_and_where_they_are_taken(clip: Path) -> None:
+    with Limits(frames=12).used(), pytest.raises(InputError, match=r"13 frames or more.* --limits\.frames"):
+        whole(clip, frames=5)
+    with Limits(frames=13).used(), pytest.raises(InputError, match=r"17 frames would be taken.* --limits\.frames"):
+        whole(clip, frames=17, fps=20.0)
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ""])
 @pytest.mark.parametrize("limit", ["pixels", "frames"])
 def test_animations_and_folders_have_the_same_limits(clip: Path, suffix: str, limit: str) -> None:
@@ -93,7 +103,7 @@ def test_animations_and_folders_have_the_same_limits(clip: Path, suffix: str, li
     with Limits.model_validate({limit: just}).used():
         assert whole(path).frames == 13
     with Limits.model_validate({limit: just - 1}).used(), pytest.raises(InputError, match=f"--limits.{limit}"):
-        whole(path)
+        whole(path, frames=5)
 
 
 def test_a_sparse_file_of_a_terabyte_is_refused_by_its_size(tmp_path: Path) -> None:
@@ -113,6 +123,15 @@ def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
             whole(path)
         with pytest.raises(InputError, match="device or a pipe"):
             load_lora(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile clip.mp4\n", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nclip.mp4\n"]
+)
+def test_a_playlist_opens_no_other_file(clip: Path, text: str) -> None:
+    clip.with_name("list.m3u8").write_text(text)
+    with pytest.raises(InputError, match="not a video"):
+        whole(clip.with_name("list.m3u8"))
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -212,9 +231,34 @@ def test_a_question_that_was_interrupted_gets_no_late_answer() -> None:
     assert describe("good.mp4") == {"path": "good.mp4"}
 
 
+@pytest.mark.usefixtures("troubled")
+def test_the_clock_of_one_clip_does_not_end_the_next() -> None:
+    with Limits(seconds=20).used():
+        describe("good.mp4")
+    clocks = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(clock.finished.is_set() for clock in clocks)
+
+
+@pytest.mark.usefixtures("troubled")
+def test_threads_get_each_their_own_answer() -> None:
+    names = [f"{number}.mp4" for number in range(99)]
+    with ThreadPoolExecutor(8) as threads:
+        assert [found["path"] for found in threads.map(describe, names)] == names
+    assert len(reading_process._RUNNING) == 1
+
+
+def test_pixels_that_end_early_are_no_clip() -> None:
+    whole = bytes(range(12))
+    assert reading_process._pixels(io.BytesIO(whole), [1, 2, 2, 3]).tobytes() == whole
+    with pytest.raises(ValueError, match="end early"):
+        reading_process._pixels(io.BytesIO(whole[:-1]), [1, 2, 2, 3])
+
+
 def test_one_process_reads_all_clips_and_ends_with_its_program(clip: Path, tmp_path: Path) -> None:
     # No `if __name__ == "__main__"`: the script must not be run a second time by the reading process.
-    script = tmp_path / "script.py"
+    script = tmp_path / "scripts" / "script.py"
+    script.parent.mkdir()
+    (tmp_path / "av.py").write_text("raise SystemExit('no library, but a file of the working folder')")
     script.write_text(
         "import os\n"
         "from motionlora.data.clip import describe\n"

@@ -206,6 +206,7 @@ STOCK = {
     ("videox-fun", True): 0.0,
     ("peft", True): 0.0,
     ("peft bare", True): 0.0,
+    ("peft bare", False): 0.0,  # no error either: it finds no key and goes on
     ("diffsynth", True): 0.0,
     ("simpletuner", True): 0.0,
 }
@@ -220,6 +221,7 @@ def test_verify_finds_how_strongly_stock_diffusers_applies_it(
     verdict = verify_lora(path, twin, alpha=ALPHA)
     assert verdict.factor == pytest.approx(factor, abs=1e-3)
     assert verdict.agrees == (factor == 1)
+    assert bool(verdict.refusal) == (factor == 0)
     if factor != 1:
         with pytest.raises(InputError, match="applies it at 2 times its strength" if factor else "does not load it"):
             verdict.refuse_disagreement(path)

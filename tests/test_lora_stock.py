@@ -151,6 +151,13 @@ def test_verify_agrees_with_what_stock_diffusers_saved(twin: WanBackbone, tmp_pa
     assert verify_lora(path, twin).agrees
 
 
+def test_verify_tells_a_file_without_effect(twin: WanBackbone, tmp_path: Path) -> None:
+    path, lora = tmp_path / "idle.safetensors", motion_lora(4, 2.0, QKV)
+    save_lora(replace(lora, weights={key: value * ("lora_A" in key) for key, value in lora.weights.items()}), path)
+    with pytest.raises(InputError, match="changes nothing: its update is zero"):
+        verify_lora(path, twin).refuse_disagreement(path)
+
+
 def test_a_lora_of_another_width_is_refused_with_both(twin: WanBackbone) -> None:
     stem = "blocks.0.attn1.to_q"
     weights = {f"{stem}.lora_A.weight": torch.ones(2, 1536), f"{stem}.lora_B.weight": torch.ones(1536, 2)}
@@ -196,6 +203,7 @@ def test_the_subcommands_do_the_same(tmp_path: Path, twin_folder: Path, capsys: 
         (["lora", "merge", str(files["one"]), "--out", str(files["open"])], "two or more"),
         (["lora", "resize", str(files["one"]), "--rank", "4", "--out", str(files["small"])], "choose 1 to 3"),
         (["lora", "convert", str(files["one"]), "--out", str(files["one"])], "another name"),
+        (["lora", "convert", str(files["one"]), "--out", f"{tmp_path}/../{tmp_path.name}/one.safetensors"], "another"),
     ):
         assert main(words) == 2, words
         assert part in capsys.readouterr().err

@@ -22,7 +22,7 @@ from motionlora.infer.studio import Size
 from motionlora.train import command, loop
 from motionlora.train.endings import exit_code
 from motionlora.train.journal import start_trackers
-from motionlora.train.private import needed_again
+from motionlora.train.private import needed_again, told_caption
 from motionlora.train.run import train
 from motionlora.train.settings import TrainSettings
 
@@ -92,6 +92,14 @@ def test_a_private_run_goes_on_with_what_its_settings_leave_out(settings: TrainS
         train(copied(again, caption="a green wombat"), print)
     assert "wombat" not in str(refusal.value)
     assert needed_again(settings) == []
+
+
+def test_the_mark_of_a_private_caption_cannot_be_guessed() -> None:
+    black, grey, other = (
+        told_caption(Clip(np.full((1, 16, 16, 3), level, np.uint8), 12.0, caption), True)
+        for level, caption in ((0, CAPTION), (9, CAPTION), (0, VALIDATED))
+    )
+    assert len({black, grey, other}) == 3, "without the clip the words can be tried"
 
 
 @pytest.mark.parametrize("private", [True, False])

@@ -165,7 +165,7 @@ def test_each_stage_moves_its_own_heads_only(whole, balanced, stage):
 def test_a_stopped_and_resumed_run_ends_bit_identical(whole, settings, monkeypatch, stage, step, number, code):
     settings = changed(settings, checkpoint_every=100)
     interrupt_at(monkeypatch, stage, step, number)
-    with pytest.raises(loop.Stopped, match="--resume latest") as stopped:
+    with pytest.raises(loop.Stopped, match=rf"Stopped after step {step} of .*--resume latest") as stopped:
         train(settings, say=quiet)
     assert stopped.value.code == code
     torch.rand(7)  # whatever happens to the global generator in between
@@ -180,16 +180,25 @@ def test_going_back_to_a_named_checkpoint_ends_bit_identical(whole, finished):
     (finished.out / "temporal.safetensors").unlink()
     back = finished.out / "checkpoints" / "temporal-000003"
     assert equal(weights(train(changed(finished, resume=str(back)), say=quiet), "temporal"), weights(whole, "temporal"))
+    steps = [json.loads(line)["step"] for line in (finished.out / "log-temporal.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_a_run_with_gradient_accumulation_resumes_bit_identical(settings, monkeypatch):
     settings = changed(settings, gradient_accumulation=2, spatial={"steps": 0}, temporal={"steps": 3})
+    step, draws = loop.training_step, []
+    # As a layer with dropout would draw, from the global generator.
+    monkeypatch.setattr(loop, "training_step", lambda *given: (draws.append(torch.rand(()).item()), step(*given))[1])
+    torch.manual_seed(1)
     at_once = train(changed(settings, out=settings.out.with_name("at_once")), say=quiet)
     interrupt_at(monkeypatch, "temporal", 1, signal.SIGINT)
+    torch.manual_seed(1)
     with pytest.raises(loop.Stopped):
         train(settings, say=quiet)
+    torch.manual_seed(2)
     resumed = train(changed(settings, resume="latest"), say=quiet)
     assert equal(weights(resumed, "temporal"), weights(at_once, "temporal"))
+    assert draws[:3] == draws[3:]
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_result(whole, settings):
@@ -446,7 +455,8 @@ def test_a_clip_of_which_nobody_said_what_it_shows_is_not_learned(settings):
         ({"resume": "runs/nowhere"}, "--resume latest"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(settings, changes, word):
+def test_what_cannot_work_is_refused_before_anything_is_written(settings, monkeypatch, changes, word):
+    monkeypatch.setattr("motionlora.train.run.opened", None)  # nor is a model loaded
     with pytest.raises(InputError, match=word):
         train(changed(settings, **changes), say=quiet)
     assert not settings.out.exists()
