@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from motionlora.heads.cogvideox import CogVideoXBackbone
+from motionlora.heads.four_bit import packed
 from motionlora.heads.memory import NOTHING_SPARED, Memory
 from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_folder import found_folder, is_cogvideox
@@ -26,10 +27,11 @@ def load_model(
     folder = found_folder(source, weights=False, cogvideox=True)
     kind = CogVideoXBackbone if is_cogvideox(folder) else WanBackbone
     model = kind.load(source, device="cpu" if memory.waits else device, **how)
-    memory.casting(model.transformer, model.dtype)
+    memory.casting(model.transformer, model.dtype, torch.device(device))
     for weights in model.experts.waiting.values():  # else a change of experts would bring uncast weights
         for stored, weight in zip(weights, model.experts.weights, strict=True):
-            stored.data = stored.data.to(weight.dtype)
+            in_bytes = weight.dtype == torch.uint8
+            stored.data = packed(stored.data, torch.device(device)) if in_bytes else stored.data.to(weight.dtype)
     memory.offloading(model.transformer, torch.device(device))
     memory.recomputing(model.transformer)
     return replace(model, parts=replace(model.parts, device=torch.device(device)))

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import gc
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +16,14 @@ import torch
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, write_clip
+from motionlora.heads.context_parallel import sharing
 from motionlora.heads.memory import sampling_memory
 from motionlora.infer import sample as walks
+from motionlora.infer.context_parallel import refuse_alone_or_crowded, refuse_indivisible
 from motionlora.infer.effort import Effort, walked
 from motionlora.infer.found import steering_of
 from motionlora.infer.guide_none import NoGuidance
+from motionlora.infer.machine import versions
 from motionlora.infer.order import (
     Choose,
     LoadedLora,
@@ -37,8 +37,10 @@ from motionlora.infer.order import (
     settled,
 )
 from motionlora.infer.order import slug as slug
+from motionlora.infer.pace import Stopwatch
 from motionlora.infer.reference import Reference, encoded, read_reference
 from motionlora.infer.settings import GenerateSettings, SampleSettings
+from motionlora.infer.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from motionlora.heads.backbone import Backbone, Latent, Prompt
@@ -50,24 +52,14 @@ UNGUIDED = NoGuidance()
 UNMOVED = Reference()
 
 
-@dataclass(frozen=True, eq=False)
-class Stopwatch:
-    """Wall seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] = round(time.perf_counter() - began, 3)
-
-
-def generate(settings: GenerateSettings, say: Callable[[str], None] = print, choose: Choose = as_set) -> list[Path]:
+def generate(
+    settings: GenerateSettings, say: Callable[[str], None] = print, choose: Choose = as_set, workers: Workers = ALONE
+) -> list[Path]:
     """Make a clip of every caption with every seed, and beside each a JSON file that says how it was made.
 
     Existing files of the same names are replaced, each whole or not at all. Progress is shown on stderr. `choose` says
-    what is given for memory, before anything heavy is loaded.
+    what is given for memory, before anything heavy is loaded. Of several `workers` all make each clip together, by
+    `settings.context_parallel`, and the first one speaks and writes.
 
     Returns:
         The clips, `SLUG-OF-CAPTION-seedN.mp4` in `settings.out`; seeds of one caption follow each other.
@@ -78,35 +70,47 @@ def generate(settings: GenerateSettings, say: Callable[[str], None] = print, cho
         StorageError: something cannot be written.
         NumbersError: a latent became NaN or infinite.
     """
-    watch = Stopwatch()
+    watch, say = Stopwatch(), workers.heard(say)
+    refuse_alone_or_crowded(settings, workers.count)
     orders, device = ordered(settings), chosen_device(settings.device)
     moves, guidance = read_reference(settings, say), steering_of(settings, len(orders))
     loras = asked_loras(settings)
     encoders = encoders_of(settings, device)
     walks.refuse_size(encoders, settings.frames, settings.height, settings.width)
+    refuse_indivisible(encoders, settings, workers.count)
     chosen = {"sample": settled(settings.sample, loras), "memory": choose(settings, loras, device)}
     settings = settings.model_copy(update=chosen)
-    prompts, latent = _prepared(encoders, settings, moves, watch)
+    with workers.first():
+        prompts, latent = _prepared(encoders, settings, moves, watch)
     del encoders
     gc.collect()  # they have cycles, and would wait for the collector beside the network
     with watch.timed("load"):
         model = loaded_model(settings, device)
         for index, lora in enumerate(loras):
             lora.load_onto(model, f"lora{index}")
-    open_folder(settings.out)
+    with workers.first():
+        open_folder(settings.out)
     about: dict[str, Any] = {"model": {"name": model.name, "fingerprint": model.fingerprint}}
     about |= {"dtype": str(model.dtype), "loras": [lora.facts() for lora in loras], "versions": versions()}
     reference = UNMOVED
     if moves:
         reference = encoded(moves, model, settings, about["loras"], blank=prompts[""], latent=latent)
         about["reference"] = reference.facts
-    say(announcement(settings, orders, loras, model))
-    for number, order in enumerate(orders, 1):
-        clip, effort = _made(settings, guidance, order, model, prompts, reference, watch, f"{number}/{len(orders)}")
-        about |= {"device": str(device), "seconds": dict(watch.seconds), "effort": asdict(effort)}
-        write(order, clip, settings, about)
-        seconds = f"{watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding"
-        say(f"{order.path}  ({seconds}, {effort})")
+        if workers.count > 1:  # a file that only one of them finds would let their forwards slip out of step
+            reference = replace(reference, kept=replace(reference.kept, folder=None))
+    say(announcement(settings, orders, loras, model, workers.count))
+    about |= {"device": str(device), "processes": workers.count}
+    with sharing(model, workers.count):
+        for number, order in enumerate(orders, 1):
+            progress = walks.SILENT if workers.index else walks.Bar(f"clip {number}/{len(orders)}")
+            latent, effort = _walked(settings, guidance, order, model, prompts, reference, watch, progress)
+            if workers.index:
+                continue
+            with watch.timed("decode"):
+                clip = replace(model.decode(latent, settings.fps), caption=order.caption)
+            write(order, clip, settings, {**about, "seconds": dict(watch.seconds), "effort": asdict(effort)})
+            seconds = f"{watch.seconds['sample']:.1f} s sampling, {watch.seconds['decode']:.1f} s decoding"
+            say(f"{order.path}  ({seconds}, {effort})")
     return [order.path for order in orders]
 
 
@@ -198,25 +202,19 @@ def recorded(settings: GenerateSettings) -> dict[str, Any]:
     return values | {"guidance": {"name": type(settings.guidance).__name__, **values["guidance"]}}
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that a clip's pixels depend on."""
-    found = {}
-    for package in ("motionlora", "torch", "diffusers", "transformers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
-
-
 def announcement(
-    settings: GenerateSettings, orders: Sequence[Order], loras: Sequence[LoadedLora], model: WanBackbone
+    settings: GenerateSettings,
+    orders: Sequence[Order],
+    loras: Sequence[LoadedLora],
+    model: WanBackbone,
+    processes: int = 1,
 ) -> str:
     """One line before the first step."""
     used = ", ".join(map(str, loras)) or "no LoRA"
     until = settings.sample.lora_until
     used += f" (resting below noise {until:g})" if loras and until else ""
     spared = "" if settings.memory == "fast" else f" (memory {settings.memory})"
+    spared += f", each shared by {processes} processes" if processes > 1 else ""
     return (
         f"{len(orders)} clip{'s' if len(orders) > 1 else ''} of {settings.frames} frames {settings.width}x"
         f"{settings.height}, {settings.sample.steps} steps, scale {settings.sample.scale:g}, by {model.name} with "
@@ -224,7 +222,7 @@ def announcement(
     )
 
 
-def _made(
+def _walked(
     settings: GenerateSettings,
     guidance: Guidance,
     order: Order,
@@ -232,9 +230,9 @@ def _made(
     prompts: Mapping[str, Prompt],
     reference: Reference,
     watch: Stopwatch,
-    number: str,
-) -> tuple[Clip, Effort]:
-    """One clip and what it took, with its seconds of sampling and decoding."""
+    progress: Progress,
+) -> tuple[Latent, Effort]:
+    """The latent of one clip and what it took, with its seconds of sampling."""
     with watch.timed("sample"):
         walk = walks.new_walk(
             model,
@@ -248,6 +246,4 @@ def _made(
             reference=reference.latent,
             kept=reference.kept,
         )
-        latent, effort = walked(walk, guidance, model.transformer, walks.Bar(f"clip {number}"))
-    with watch.timed("decode"):
-        return replace(model.decode(latent, settings.fps), caption=order.caption), effort
+        return walked(walk, guidance, model.transformer, progress)

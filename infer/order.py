@@ -15,7 +15,7 @@ from motionlora.data.cache import replacing
 from motionlora.data.errors import InputError, StorageError
 from motionlora.heads.lora import load_into
 from motionlora.heads.lora_file import load_lora
-from motionlora.heads.memory import Mode
+from motionlora.heads.memory import Mode, refuse_absent
 from motionlora.heads.settings import Expert
 from motionlora.heads.wan_folder import boundary_of, found_folder
 from motionlora.infer.settings import GenerateSettings, SampleSettings, lora_choice
@@ -90,11 +90,12 @@ def as_set(settings: GenerateSettings, loras: Sequence[LoadedLora], device: torc
     """The mode that is set.
 
     Raises:
-        InputError: it is `auto`, which takes plans.
+        InputError: it is `auto`, which takes plans, or one whose package is not installed.
     """
     del loras, device
+    refuse_absent(settings.memory)
     if settings.memory == "auto":
-        raise InputError("memory is auto, and only `motionlora generate` makes plans: set fast, low or lowest.")
+        raise InputError("memory is auto, and only `motionlora generate` makes plans: set fast, low, 4bit or lowest.")
     return settings.memory
 
 

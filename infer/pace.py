@@ -1,4 +1,4 @@
-"""How much time is left of a long row of cells."""
+"""How much time the phases of a clip took, and how much is left of a long row of cells."""
 
 import time
 from collections.abc import Iterator
@@ -6,6 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from motionlora.data.say import Say
+
+
+@dataclass(frozen=True, eq=False)
+class Stopwatch:
+    """Wall seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - began, 3)
 
 
 @dataclass

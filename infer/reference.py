@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from motionlora.data.cache import content_key
 from motionlora.data.clip import Clip, read_clip
 from motionlora.data.errors import InputError
+from motionlora.heads.memory import ROUNDED
 from motionlora.infer.guidance import BLANK, Kept
 from motionlora.infer.guidance_list import guidance_class, guidance_names
 
@@ -84,7 +85,7 @@ def encoded(
     latent = model.encode(clip) if latent is None else latent
     digest = sha256(latent.cpu().contiguous().numpy().tobytes()).hexdigest()
     strengths = [f"{lora['sha256']} at {lora['strength']}{lora.get('expert', '')}" for lora in loras]
-    rounded = ["fp8"] if settings.memory == "lowest" else []
+    rounded = [ROUNDED[settings.memory]] if settings.memory in ROUNDED else []
     network = (model.fingerprint, model.parts.text_hash, str(model.dtype), model.device.type, settings.attention)
     folder = None if settings.cache is None else settings.cache / "guidance"
     kept = Kept(folder, content_key("guidance", *network, *rounded, *strengths, digest))

@@ -13,7 +13,7 @@ from motionlora.data.settings import Settings
 from motionlora.heads.settings import Expert
 from motionlora.infer.guide_none import NoGuidance
 
-MemoryMode = Literal["auto", "fast", "low", "lowest"]
+MemoryMode = Literal["auto", "fast", "low", "4bit", "lowest"]
 
 
 class SampleSettings(Settings):
@@ -81,8 +81,11 @@ class GenerateSettings(Settings):
     """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
     attention: str = "native"
     """Attention backend of diffusers' dispatcher."""
+    context_parallel: Literal["none", "ulysses"] = "none"
+    """`ulysses`: the processes of a launch make each clip together, each with a part of its tokens (arXiv 2309.14509).
+    """
     memory: MemoryMode = "fast"
-    """What is given for memory: `fast` nothing, `low` time, `lowest` digits too; `auto` takes the first that fits."""
+    """What is given for memory: `fast` nothing, `low` time, `4bit` digits, `lowest` both; `auto` never takes 4bit."""
     cache: Path | None = Path("runs/cache")
     """Prompts are kept here, found by content; none computes them anew."""
     limits: Limits = Field(default=Limits(), exclude=True)

@@ -19,12 +19,14 @@ from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import unload
 from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
-from motionlora.infer.generate import Stopwatch, loaded_model, versions
+from motionlora.infer.generate import loaded_model
 from motionlora.infer.guide_random import same_dose
 from motionlora.infer.learned import learned_beside
+from motionlora.infer.machine import versions
 from motionlora.infer.method import PLAIN, Method
 from motionlora.infer.order import chosen_device, loaded_lora, settled
 from motionlora.infer.own_code import code_hash
+from motionlora.infer.pace import Stopwatch
 from motionlora.infer.pairs import Pair, Source
 from motionlora.infer.reference import Reference, encoded
 from motionlora.infer.sample import Bar, new_walk, refuse_size

@@ -3,8 +3,8 @@
     accelerate launch --multi_gpu --num_processes 4 --no_python motionlora compare ...
 
 (or `torchrun --nproc_per_node 4 --no-python motionlora compare ...`). Each takes what nobody has taken yet, so that
-none waits for the slowest. They share the folder and no tensors, and talk over gloo, whatever the model runs on; tested
-on a CPU, not on GPUs.
+none waits for the slowest. They share the folder and no tensors, and talk over gloo, whatever the model runs on. Those
+of `generate` make each clip together (`motionlora.heads.context_parallel`). Tested on a CPU, not on GPUs.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ ALONE = Workers()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Workers]:
+def joined(device: str, *, tensors: bool = False) -> Iterator[Workers]:
     """The processes that a launcher started with this one, on a GPU each where `device` is not cpu; else one alone.
+
+    With `tensors` they exchange those of their GPUs, too, and wait an hour at most.
 
     Raises:
         InputError: processes and GPUs do not go together, or the launcher does not say where the others are.
@@ -91,6 +93,7 @@ def joined(device: str) -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    import torch
     import torch.distributed as dist
 
     _choose_gpu(device)
@@ -98,7 +101,9 @@ def joined(device: str) -> Iterator[Workers]:
         store, index, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     except ValueError as fault:
         raise InputError(f"{fault}: start several processes with accelerate launch or torchrun.") from fault
-    dist.init_process_group("gloo", store=store, rank=index, world_size=count, timeout=PATIENCE)
+    talk = "cpu:gloo,cuda:nccl" if tensors and device != "cpu" and torch.cuda.is_available() else "gloo"
+    patience = timedelta(hours=1) if tensors else PATIENCE
+    dist.init_process_group(talk, store=store, rank=index, world_size=count, timeout=patience)
     try:
         yield Workers(index, count, store)
     finally:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from motionlora.data.errors import InputError
 from motionlora.data.settings import as_yaml
+from motionlora.heads.four_bit import installed
 from motionlora.heads.lora import attach
 from motionlora.heads.lora_file import load_lora
 from motionlora.heads.wan import WanBackbone
@@ -33,6 +34,7 @@ from motionlora.train.run import train
 from motionlora.train.settings import TrainSettings
 
 LR = 1e-2
+NEEDS_FOUR_BIT = pytest.mark.skipif(not installed(), reason="the extra motionlora[4bit] is not installed")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -189,11 +191,14 @@ def test_a_second_signal_is_answered_at_once_by_the_sentence(settings: TrainSett
     assert (run.out / "said-0").read_text().startswith("1 Process 0 of 2 had to end: ")
 
 
-def test_frozen_weights_in_fp8_are_not_sent_between_processes(settings: TrainSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("memory", "weights"), [("lowest", "fp8"), pytest.param("4bit", "nf4", marks=NEEDS_FOUR_BIT)])
+def test_frozen_weights_in_fp8_or_4_bits_are_not_sent_between_processes(
+    settings: TrainSettings, tmp_path: Path, memory: str, weights: str
+) -> None:
     """gloo cannot send fp8, and on a GPU DDP would refuse weights that wait elsewhere."""
-    run = changed(settings, out=tmp_path / "run", memory="lowest", stages=("temporal",), heads={"heads": "all"})
+    run = changed(settings, out=tmp_path / "run", memory=memory, stages=("temporal",), heads={"heads": "all"})
     assert two_processes(training, run) == [0, 0]
-    assert load_lora(run.out / "temporal.safetensors").provenance["identity"]["weights"] == "fp8"
+    assert load_lora(run.out / "temporal.safetensors").provenance["identity"]["weights"] == weights
 
 
 @pytest.mark.slow

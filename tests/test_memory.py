@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from motionlora.heads.encoders import load_encoders
 from motionlora.heads.load import load_model
 from motionlora.heads.lora import attach
 from motionlora.heads.lora_file import load_lora
-from motionlora.heads.memory import FP8, NOTHING_SPARED, Memory, linear_layers
+from motionlora.heads.memory import FP8, NOTHING_SPARED, Memory, Mode, linear_layers
 from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_outline import outline_of
 from motionlora.train import memory
@@ -72,7 +72,7 @@ def test_fp8_is_the_base_rounded_and_its_loss_stays_within_a_hundredth(
         for weight in layer.parameters():
             weight.data = weight.data.to(FP8).float()
     losses, lora = trained(rounded, NOTHING_SPARED)
-    for spares, more in ((Memory(1, fp8=True), {}), (Memory(1, fp8=True, offload=True), on_disk)):
+    for spares, more in ((Memory(1, "fp8"), {}), (Memory(1, "fp8", offload=True), on_disk)):
         spared = trained(WanBackbone.load(twin_folder), spares, **more)
         assert spared[0] == losses
         assert all(torch.equal(spared[1][name], weight) for name, weight in lora.items())
@@ -91,12 +91,20 @@ def test_the_plan_knows_the_bytes_of_each_mode(twin_folder: Path) -> None:
         width, ffn = 48, 64
         block = 8 * (width + 1) * width + (width + 1) * ffn + (ffn + 1) * width
         assert run.passing_bytes == (block * dtype.itemsize if spares.waits else 0)
-    temporal = PlanSettings(**SMALL, stages=("temporal",))
-    fast, low, lowest = (
-        plan_of(temporal, outline, dtype, memory_of(mode), prepares=False).peak_bytes
-        for mode in ("fast", "low", "lowest")
-    )
-    assert fast > low > lowest
+    temporal, modes = PlanSettings(**SMALL, stages=("temporal",)), get_args(Mode)
+    peaks = [plan_of(temporal, outline, dtype, memory_of(mode), prepares=False).peak_bytes for mode in modes]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == len(peaks) == 4
+
+
+def test_the_plan_of_4bit_takes_nine_sixteenths_of_a_byte_a_number_and_one_layer_as_it_is_used(
+    twin_folder: Path,
+) -> None:
+    outline, dtype = outline_of(twin_folder), torch.bfloat16
+    whole, packed = (Rehearsal(PlanSettings(**SMALL), outline, dtype, memory_of(mode)) for mode in ("low", "4bit"))
+    block = 8 * 48 * 48 + 2 * 48 * 64
+    assert whole.frozen_bytes - packed.frozen_bytes == 3 * block * (2 - 9 / 16)
+    assert packed.passing_bytes == 48 * 64 * dtype.itemsize
 
 
 def test_encoders_are_gone_before_the_network_comes() -> None:
@@ -111,7 +119,7 @@ def test_encoders_are_gone_before_the_network_comes() -> None:
 def test_auto_takes_the_first_that_fits_and_says_so(
     monkeypatch: pytest.MonkeyPatch, room: int, takes: str | None
 ) -> None:
-    peaks = {memory_of("fast"): 40, memory_of("low", 2): 25, memory_of("lowest"): 10}
+    peaks = {memory_of("fast"): 40, memory_of("low", 2): 25, memory_of("lowest"): 10}  # never 4bit
     monkeypatch.setattr(memory, "plan_of", lambda *words, prepares: Plan("m", peaks[words[-1]] * GIB, ()))
     settings, said = TrainSettings(memory="auto", recompute_every=2), []
     card = Card("A", math.ceil((room + 1) * GIB / (1 - RESERVE_SHARE)), 1.0, 1.0)
@@ -128,9 +136,11 @@ def test_auto_takes_the_first_that_fits_and_says_so(
     ("mode", "plugin", "scheduler", "told"),
     [
         ("auto", SimpleNamespace(zero_stage=3), {}, Memory(1)),
-        ("lowest", SimpleNamespace(zero_stage=2), {}, "DeepSpeed.*--memory low"),
+        ("lowest", SimpleNamespace(zero_stage=2), {}, "DeepSpeed.*lowest: set --memory low"),
+        ("4bit", SimpleNamespace(zero_stage=2), {}, "DeepSpeed.*4bit: set --memory low"),
+        ("4bit", None, {}, Memory(1, "nf4")),
         ("auto", None, {"_class_name": "CogVideoXDDIMScheduler"}, "Plans are made for Wan alone.*--memory fast"),
-        ("lowest", None, {}, Memory(1, fp8=True)),
+        ("lowest", None, {}, Memory(1, "fp8")),
     ],
 )
 def test_what_a_mode_cannot_do_is_refused(mode: Any, plugin: Any, scheduler: Any, told: Any) -> None:

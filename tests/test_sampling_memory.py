@@ -8,7 +8,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from motionlora.heads.backbone import Prompt
 from motionlora.heads.load import load_model
 from motionlora.heads.lora import strengths
 from motionlora.heads.lora_file import save_lora
-from motionlora.heads.memory import FP8, Memory, linear_layers, sampling_memory
+from motionlora.heads.memory import FP8, Memory, Mode, linear_layers, sampling_memory
 from motionlora.heads.motion_lora import MotionLora
 from motionlora.heads.tiny import random_twin
 from motionlora.heads.wan import WanBackbone
@@ -45,6 +45,8 @@ EAGER: dict[str, Any] = {"share": 1.0, "start": 0.95, "channels": 0.25, "iterati
 BOXES = [{"frame": 0, "x": 4, "y": 4, "w": 12, "h": 12}, {"frame": 8, "x": 16, "y": 12, "w": 12, "h": 12}]
 LINEAR = 8 * (48 + 1) * 48 + (48 + 1) * 64 + (64 + 1) * 48
 """Numbers in the linear layers of a block of the twin: two attentions of width 48, a feed-forward of 64."""
+WEIGHTS = 8 * 48 * 48 + 2 * 48 * 64
+"""Of them those that are no biases."""
 UNTIL = 0.7
 """Between the second and the third step of three."""
 
@@ -151,7 +153,7 @@ def test_fp8_holds_for_both_experts_whichever_comes_first(twin_folder: Path, tmp
     index = two / "model_index.json"
     more = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
     index.write_text(json.dumps(json.loads(index.read_text()) | more))
-    both = load_model(two, memory=Memory(fp8=True))
+    both = load_model(two, memory=Memory(weights="fp8"))
     alone: dict[Any, WanBackbone] = {name: rounded(WanBackbone.load(two, expert=name)) for name in ("high", "low")}
     draws = torch.Generator().manual_seed(0)
     latent, prompt = torch.randn(1, 16, 3, 8, 8, generator=draws), Prompt(torch.randn(1, 512, 32, generator=draws))
@@ -177,10 +179,11 @@ def test_what_a_guidance_keeps_is_not_shared_with_a_rounded_base(
 ) -> None:
     blank, latent = Prompt(torch.zeros(1, 512, 32)), torch.zeros(1, 16, 3, 8, 8)
     identity = {}
-    for mode in ("fast", "low", "lowest"):
+    for mode in get_args(Mode):
         how = settings.model_copy(update={"memory": mode})
         identity[mode] = encoded(random_clip(9, 32, 32), twin, how, [], blank=blank, latent=latent).kept.identity
-    assert identity["fast"] == identity["low"] != identity["lowest"]
+    assert identity["fast"] == identity["low"]
+    assert len(set(identity.values())) == 3
 
 
 def test_generate_gives_the_same_clip_in_low_and_tells_its_mode(
@@ -214,6 +217,8 @@ def test_the_plan_knows_what_waits_what_is_learned_and_where_gradients_go(
     run = rehearsal_of(settings, [lora], CPU)
     low = replace(run, memory=sampling_memory("low", gpu=True))
     assert run.frozen_bytes - low.frozen_bytes == 3 * LINEAR * 4
+    packed = replace(run, memory=sampling_memory("4bit", gpu=True))
+    assert run.frozen_bytes - packed.frozen_bytes == 3 * WEIGHTS * (4 - 9 / 16)
     numbers = sum(weight.numel() for weight in lora.lora.weights.values())
     assert run.frozen_bytes - rehearsal_of(settings, [], CPU).frozen_bytes == 4 * numbers
     decoded, guides = run.decoded(), {}
@@ -263,7 +268,7 @@ def test_auto_takes_the_first_that_is_predicted_to_fit_and_says_so(
 
 def test_auto_is_refused_where_there_is_no_plan(settings: GenerateSettings, cogvideox_folders: dict[str, Path]) -> None:
     auto = settings.model_copy(update={"memory": "auto"})
-    with pytest.raises(InputError, match="set fast, low or lowest"):
+    with pytest.raises(InputError, match="set fast, low, 4bit or lowest"):
         generate(auto, quiet)
     other = auto.model_copy(update={"model": str(cogvideox_folders["2B"])})
     with pytest.raises(InputError, match=r"Plans are made for Wan alone.*--memory fast"):

@@ -21,7 +21,7 @@ def compare(settings: CompareSettings) -> None:
         return
     from motionlora.infer.compare import compare
 
-    with _workers(settings) as workers:
+    with launched(settings.device, _farewell(settings)) as workers:
         compare(settings, workers=workers)
 
 
@@ -29,7 +29,7 @@ def bench_sprites(settings: BenchSpritesSettings) -> None:
     """Runs a form of the sprite protocol."""
     from motionlora.infer.bench_sprites import bench_sprites
 
-    with _workers(settings) as workers:
+    with launched(settings.device, _farewell(settings)) as workers:
         bench_sprites(settings, workers=workers)
 
 
@@ -45,11 +45,14 @@ def ablation(settings: AblationSettings) -> None:
 
 
 @contextmanager
-def _workers(settings: GridSettings) -> Iterator["Workers"]:
-    """The processes of this launch; where one is lost, the others end with a sentence."""
+def launched(device: str, farewell: str, *, tensors: bool = False) -> Iterator["Workers"]:
+    """The processes of this launch (`joined`); where one is lost, the others end with a sentence, `farewell` last."""
     from motionlora.infer.workers import joined
     from motionlora.train.launch import ending_together
 
-    farewell = f"what is done is kept in {settings.out / 'cells'}, and the same command goes on from there."
-    with joined(settings.device) as workers, ending_together(workers.index, workers.count, lambda: farewell):
+    with joined(device, tensors=tensors) as workers, ending_together(workers.index, workers.count, lambda: farewell):
         yield workers
+
+
+def _farewell(settings: GridSettings) -> str:
+    return f"what is done is kept in {settings.out / 'cells'}, and the same command goes on from there."

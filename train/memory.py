@@ -2,22 +2,25 @@
 
 fast    nothing is spared.
 low     blocks are run once more for the backward pass (every `recompute_every`-th): the same numbers, a third slower.
+4bit    every block is run once more, and the blocks' linear layers are in nf4 (4.5 bits a number, by bitsandbytes:
+        `pip install 'motionlora[4bit]'`): other numbers, further from those in bf16 than fp8's, and nothing on the way
+        over PCIe.
 lowest  every block is run once more, and the blocks' linear layers wait in main memory in fp8 (e4m3), coming to the GPU
         one by one: other numbers than with the base in bf16, and slower by what the way over PCIe takes. On a CPU they
         stay where they are.
-auto    the first of these that `motionlora plan` predicts to fit, which is said.
+auto    the first of these but 4bit that `motionlora plan` predicts to fit, which is said.
 
-`low` and `lowest` are tried on a CPU, with layers that wait on a disk; the time that they take on a GPU is not known.
+All but `fast` are tried on a CPU alone, with layers that wait on a disk; the time that they take on a GPU is not known.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
 from motionlora.data.errors import InputError
-from motionlora.heads.memory import Memory, Mode
+from motionlora.heads.memory import AUTO, ROUNDED, Memory, Mode
 from motionlora.heads.schedule import preserves_variance
 from motionlora.heads.wan_outline import outline_of
 from motionlora.train.plan import Plan, chosen_card, outlined, plan_of, size, unmeasured
@@ -36,9 +39,9 @@ if TYPE_CHECKING:
 
 def memory_of(mode: Mode, recompute_every: int = 1, *, gpu: bool = True) -> Memory:
     """What a mode switches on, on a GPU or on a CPU."""
-    if mode == "lowest":
-        return Memory(recompute_every=1, fp8=True, offload=gpu)
-    return Memory(recompute_every=recompute_every if mode == "low" else 0)
+    if mode in ROUNDED:
+        return Memory(1, ROUNDED[mode], offload=gpu and mode == "lowest")
+    return Memory(recompute_every if mode == "low" else 0)
 
 
 def plans_of(settings: TrainSettings, outline: WanOutline, dtype: torch.dtype, card: Card) -> dict[Mode, Plan]:
@@ -46,9 +49,9 @@ def plans_of(settings: TrainSettings, outline: WanOutline, dtype: torch.dtype, c
 
     Text encoder and VAE are left out: they are gone before the network comes.
     """
-    modes: tuple[Mode, ...] = get_args(Mode) if settings.memory == "auto" else (settings.memory,)
+    wanted: tuple[Mode, ...] = AUTO if settings.memory == "auto" else (settings.memory,)
     plans: dict[Mode, Plan] = {}
-    for mode in modes:
+    for mode in wanted:
         memory = memory_of(mode, settings.recompute_every, gpu=card.gpu)
         plans[mode] = plan_of(settings, outline, dtype, memory, prepares=False)
         if card.holds(plans[mode].peak_bytes):
@@ -88,12 +91,14 @@ def memory_for(
         mode = "low"
         say("Memory: auto takes low, since what DeepSpeed splits over processes is not planned.")
     elif mode == "auto" and preserves_variance(model.scheduler_config):
-        raise InputError("Plans are made for Wan alone, so that auto cannot choose: set --memory fast, low or lowest.")
+        raise InputError(
+            "Plans are made for Wan alone, so that auto cannot choose: set --memory fast, low, 4bit or lowest."
+        )
     elif mode == "auto":
         sized = settings.model_copy(update={"height": clip.height, "width": clip.width})
         mode = fitting(sized, outlined(model), model.dtype, unmeasured(accelerator.device), say)
-    if mode == "lowest" and plugin is not None:
-        raise InputError("DeepSpeed keeps the weights in its own places, and so would lowest: set --memory low.")
+    if mode in ROUNDED and plugin is not None:
+        raise InputError(f"DeepSpeed keeps the weights in its own places, and so would {mode}: set --memory low.")
     return memory_of(mode, settings.recompute_every, gpu=gpu)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
+from motionlora.heads.memory import refuse_absent
 from motionlora.infer.pairs import clips_in
 from motionlora.infer.private import refuse_secrets
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
@@ -34,6 +35,7 @@ def refuse_early(settings: TrainSettings) -> None:
         )
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for and torch sees no GPU: set it to auto or cpu.")
+    refuse_absent(settings.memory)
     if settings.tracker != "none" and find_spec(settings.tracker) is None:
         raise InputError(f"tracker {settings.tracker} is not installed: pip install 'motionlora[{settings.tracker}]'.")
     trained = [name for name in settings.stages if name != "heads"]

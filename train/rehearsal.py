@@ -71,8 +71,12 @@ class Rehearsal:
 
     @property
     def passing_bytes(self) -> int:
-        """Of the layers that are cast or fetched: those of a block are there at once while it is run backwards."""
+        """Of the layers that are cast or fetched: those of a block are there at once while it is run backwards; of
+        those in nf4, whose numbers autograd does not keep, one.
+        """
         layers = linear_layers(self.outline.without_weights(self.dtype, blocks=1).transformer)
+        if self.memory.weights == "nf4":
+            return max(layer.weight.nbytes for layer in layers)
         return sum(map(bytes_of, layers)) if self.memory.waits else 0
 
     def text_encoder(self) -> Cost:

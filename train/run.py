@@ -143,7 +143,7 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
     path = shop.lora_file(name)
     content = {"clip": shop.clip_hash, "caption": shop.caption, "model": model.fingerprint}
     content |= {"heads": sha256(stage.chosen.tobytes()).hexdigest(), "spatial_lora": under}
-    content |= {"weights": "fp8"} if shop.memory.fp8 else {}
+    content |= {"weights": shop.memory.weights} if shop.memory.weights else {}
     content |= machine(shop.accelerator.device) if settings.deterministic else {}
     made_of = identity(settings, name, **content) | {"processes": shop.accelerator.num_processes}
     if path.exists() and settings.resume:

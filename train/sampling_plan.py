@@ -3,8 +3,10 @@
 fast    nothing is spared: the VAE decodes beside the network.
 low     the blocks' linear layers wait in main memory and come to the GPU one by one, and a gradient of a guidance runs
         blocks once more: the same numbers, slower by what the way over PCIe takes. On a CPU they stay where they are.
-lowest  they also wait in fp8 (e4m3): other numbers, half the main memory and half the way, no less on the device.
-auto    the first of these that is predicted to fit, which is said.
+4bit    nothing waits, the blocks' linear layers are in nf4 (4.5 bits a number, by bitsandbytes): other numbers.
+lowest  as low, and they wait in fp8 (e4m3): other numbers, half the main memory and half the way, no less on the
+        device.
+auto    the first of these but 4bit that is predicted to fit, which is said; of a GPU lowest takes no less than low.
 
 Text encoder and VAE are gone before the network comes, whatever the mode. Of a guidance only its forwards and gradients
 are counted, not what it compares. Tried on a CPU, with layers that wait on a disk; not on a GPU.
@@ -14,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from motionlora.data.errors import InputError
 from motionlora.heads.lora import attach
-from motionlora.heads.memory import Mode, sampling_memory
+from motionlora.heads.memory import AUTO, Mode, sampling_memory
 from motionlora.heads.wan_folder import found_folder, is_cogvideox
 from motionlora.heads.wan_outline import META, outline_of
 from motionlora.infer.features import FeatureGuidance
@@ -52,11 +54,13 @@ def fitting_mode(
     if settings.memory != "auto":
         return as_set(settings, loras, device)
     if is_cogvideox(found_folder(settings.model, weights=False, cogvideox=True)):
-        raise InputError("Plans are made for Wan alone, so that auto cannot choose: set --memory fast, low or lowest.")
+        raise InputError(
+            "Plans are made for Wan alone, so that auto cannot choose: set --memory fast, low, 4bit or lowest."
+        )
     card, plans = unmeasured(device), {}
     run = rehearsal_of(settings, loras, device)
     decoded = run.decoded()
-    for mode in get_args(Mode):
+    for mode in AUTO:
         plans[mode] = replace(run, memory=sampling_memory(mode, gpu=card.gpu)).plan(settings, decoded)
         if card.holds(plans[mode].peak_bytes):
             say(f"Memory: auto takes {mode} (predicted: {needed(plans, card)}).")

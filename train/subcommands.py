@@ -19,7 +19,7 @@ from motionlora.infer.guidance_list import guidance_table
 from motionlora.infer.settings import GenerateSettings
 from motionlora.train import lora_commands as lora
 from motionlora.train.cards import PlanSettings
-from motionlora.train.compare_commands import ablation, bench_sprites, compare
+from motionlora.train.compare_commands import ablation, bench_sprites, compare, launched
 from motionlora.train.settings import ExpertChoice, TrainSettings
 
 
@@ -157,7 +157,9 @@ def generate(settings: GenerateSettings) -> None:
     from motionlora.infer.generate import generate
     from motionlora.train.sampling_plan import fitting_mode
 
-    generate(settings, choose=fitting_mode)
+    farewell = f"clips that were finished are in {settings.out}, and the others are to be made anew."
+    with launched(settings.device, farewell, tensors=True) as workers:
+        generate(settings, choose=fitting_mode, workers=workers)
 
 
 def guidance_list(settings: GuidanceListSettings) -> None:
