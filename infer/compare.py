@@ -15,6 +15,7 @@ from pathlib import Path
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError, NumbersError, Stopped, StorageError
 from motionlora.data.say import Say, silent
+from motionlora.heads.memory import ROUNDED
 from motionlora.infer.compare_settings import CompareSettings, GridSettings, StudioSettings
 from motionlora.infer.compare_table import write_tables
 from motionlora.infer.grid import grid, prediction
@@ -228,8 +229,9 @@ def _heading(studio: Studio, settings: StudioSettings, size: Size, verdict: str)
     walk, model = settings.sample, studio.model
     name = model_name(model.name, settings.model, settings.private)
     command = {} if settings.private else {"command": without_secrets(" ".join(["motionlora", *sys.argv[1:]]))}
+    base = f", {ROUNDED[settings.memory]} base" if settings.memory in ROUNDED else ""
     return {
-        "model": f"{name} ({model.fingerprint[:12]}), {model.dtype} on {studio.device}",
+        "model": f"{name} ({model.fingerprint[:12]}), {model.dtype} on {studio.device}{base}",
         "clips": f"{size}; {walk.steps} steps, scale {walk.scale:g}, shift {walk.shift:g}",
         "tracker": verdict,
         "machine": machine(),

@@ -35,6 +35,8 @@ class StudioSettings(Settings):
     """Of the model: `auto` is bf16 on a GPU and fp32 on a CPU. LoRA layers are always fp32."""
     attention: str = "native"
     """Attention backend of diffusers' dispatcher."""
+    memory: Literal["fast", "low", "4bit", "lowest"] = "fast"
+    """What is given for memory, as in generate: `fast` nothing, `low` time, `4bit` digits, `lowest` both."""
     cache: Path | None = Path("runs/cache")
     """Latents and prompts are kept here, found by content; none computes them anew."""
     private: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
+from statistics import fmean
 
 from motionlora.data.cache import write_text
 from motionlora.infer.gains import BASELINES, Figure, Gain, figures_of, gains_of, methods_in
@@ -71,12 +72,27 @@ def as_markdown(rows: Sequence[Row], figures: Sequence[Figure], gained: Sequence
     lines += markdown_table(["method", "cells", *(LABELS[name] for name in shown), *costs], medians)
     lines += ["", "A figure in brackets counts the cells that have it, where not all do; - is missing everywhere.", ""]
     lines += ["## Intervals", "", *markdown_table(intervals, [_interval(figure) for figure in own if figure.cells]), ""]
+    lines += by_clip(rows, headlines[0]) if headlines else []
     lines += ["## Gains", ""]
     lines += ["Mean difference in the same clip, caption and seed, each reference counting alike.", ""]
     lines += [*markdown_table(gains, [_gain(gain) for gain in by_headline]), "", *verdicts(gained)]
     lines += [*failed_rows(rows), *_missing(rows), *_published(rows)]
     lines += ["## What is measured", "", *markdown_table(["name", "unit", "perfect", "source"], measures), ""]
     return "\n".join(lines)
+
+
+def by_clip(rows: Sequence[Row], measure: str) -> list[str]:
+    """Means of a measure over captions and seeds, a line a clip and a column a method, without the controls."""
+    methods = list(dict.fromkeys(row.method for row in rows if row.control == "none"))
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if measure in row.values:
+            found[row.clip, row.method].append(row.values[measure])
+    lines = [
+        [clip, *(f"{fmean(own):.2f}" if (own := found[clip, name]) else "-" for name in methods)]
+        for clip in dict.fromkeys(row.clip for row in rows)
+    ]
+    return [f"## {LABELS[measure]} by clip", "", *markdown_table(["clip", *methods], lines), ""]
 
 
 def verdicts(gained: Sequence[Gain]) -> list[str]:

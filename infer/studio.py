@@ -17,6 +17,7 @@ from motionlora.data.errors import InputError, StorageError
 from motionlora.data.say import Say, silent
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import unload
+from motionlora.heads.memory import ROUNDED, refuse_absent
 from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
 from motionlora.infer.generate import loaded_model
@@ -69,10 +70,11 @@ class Studio:
 
     def __init__(self, settings: StudioSettings, size: Size, strength: float, captions: Iterable[str]) -> None:
         shared = {key: getattr(settings, key) for key in ("model", "negative", "sample", "device", "dtype", "cache")}
-        self.how = GenerateSettings(**shared, **asdict(size), attention=settings.attention)
+        self.how = GenerateSettings(**shared, **asdict(size), attention=settings.attention, memory=settings.memory)
         self.size, self.exact, self.strength = size, settings.exact, strength
         self.folder = settings.out / "cells"
         self.device = chosen_device(settings.device)
+        refuse_absent(settings.memory)
         self.model = loaded_model(self.how, self.device)
         refuse_size(self.model, size.frames, size.height, size.width)
         texts = list(dict.fromkeys([*captions, settings.negative, ""]))
@@ -93,7 +95,8 @@ class Studio:
         if method.control == "reference":
             return content_key("reference", cell.pair.source.content)
         model = self.model
-        network = (model.fingerprint, model.parts.text_hash, model.parts.vae_hash, str(model.dtype), self.device.type)
+        weights = f"{model.dtype} {ROUNDED.get(self.how.memory, '')}".strip()
+        network = (model.fingerprint, model.parts.text_hash, model.parts.vae_hash, weights, self.device.type)
         walk = (self.how.attention, self.how.sample.model_dump_json(), repr(self.size), self.exact)
         asked = (cell.pair.caption, self.how.negative, cell.seed)
         guidance = type(method.guidance)

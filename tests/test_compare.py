@@ -301,6 +301,19 @@ def test_each_clip_brings_its_own_lora_and_leaves_no_trace(
         compare(settings, silent)
 
 
+def test_sparing_memory_makes_the_same_clips_and_rounding_makes_others(settings: CompareSettings) -> None:
+    settings = changed(settings, methods=("none",), controls=False, seeds=(0,))
+    keys = {
+        mode: [row.key for row in compare(changed(settings, memory=mode), silent)] for mode in ("fast", "low", "lowest")
+    }
+    assert keys["fast"] == keys["low"]
+    assert not set(keys["fast"]) & set(keys["lowest"])
+    assert "torch.float32 on cpu, fp8 base" in (settings.out / "table.md").read_text()
+    films = [settings.out / "cells" / f"{keys[mode][0]}.mp4" for mode in ("fast", "lowest")]
+    one, other = (read_clip(film, multiple=1, say=silent).pixels for film in films)
+    assert not np.array_equal(one, other)
+
+
 def test_a_dry_run_tells_the_grid_and_makes_nothing(settings: CompareSettings) -> None:
     said: list[str] = []
     assert compare(changed(settings, dry_run=True), said.append) == []

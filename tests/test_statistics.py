@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from motionlora.infer.compare_table import as_csv, as_markdown, verdicts
+from motionlora.infer.compare_table import as_csv, as_markdown, by_clip, verdicts
 from motionlora.infer.gains import figures_of, gains_of, paired
 from motionlora.infer.guidance_list import guidance_names
 from motionlora.infer.published import ROWS, published_of
@@ -147,3 +147,14 @@ def test_papers_figures_stand_apart_and_only_beside_their_methods() -> None:
     assert "0.927" not in ours
     controls = [row("static")]
     assert "What papers print" not in as_markdown(controls, figures_of(controls), gains_of(controls), {})
+
+
+def test_clips_stand_apart_with_means_over_seeds_and_without_controls() -> None:
+    rows = [row("none", smf=0.0), row("lora", smf=0.5), row("lora", seed=1, smf=1.0), row("lora", clip="b")]
+    rows += [row("static", control="static", smf=9.0)]
+    lines = [line for line in by_clip(rows, "smf") if line.startswith("| ")]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "--" not in line] == [
+        ["clip", "none", "lora"],
+        ["a", "0.00", "0.75"],
+        ["b", "-", "-"],
+    ]
