@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,38 @@ def twin(twin_folder: Path) -> "WanBackbone":
     from motionlora.heads.wan import WanBackbone
 
     return WanBackbone.load(twin_folder)
+
+
+@pytest.fixture(scope="session")
+def strong_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA file for the twin that changes much; not to be written to."""
+    import torch
+
+    from motionlora.heads.lora_file import save_lora
+    from motionlora.heads.motion_lora import MotionLora
+
+    draws, weights = torch.Generator().manual_seed(1), {}
+    for module in ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "blocks.2.attn1.to_out.0"):
+        inputs = 64 if "ffn" in module else 48
+        weights[f"{module}.lora_A.weight"] = torch.randn(4, inputs, generator=draws)
+        weights[f"{module}.lora_B.weight"] = torch.randn(48, 4, generator=draws)
+    path = tmp_path_factory.mktemp("lora") / "temporal.safetensors"
+    save_lora(MotionLora(weights, 4, 4.0, stage="temporal"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def experts_folder(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Wan 2.2 T2V-A14B: the twin with a second network for noise below 0.875; not to be written to."""
+    from motionlora.heads.tiny import random_twin
+
+    place = tmp_path_factory.mktemp("experts")
+    two, other = Path(shutil.copytree(twin_folder, place / "two")), random_twin(place / "other", seed=1)
+    shutil.move(other / "transformer", two / "transformer_2")
+    index = json.loads((two / "model_index.json").read_text())
+    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+    (two / "model_index.json").write_text(json.dumps(index))
+    return two
 
 
 @pytest.fixture(scope="session")

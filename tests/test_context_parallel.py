@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +21,7 @@ from motionlora.data.errors import InputError
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.context_parallel import sharing
 from motionlora.heads.load import load_model
-from motionlora.heads.lora_file import save_lora
 from motionlora.heads.memory import sampling_memory
-from motionlora.heads.motion_lora import MotionLora
-from motionlora.heads.tiny import random_twin
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer import generate as room
 from motionlora.infer import workers as processes
@@ -40,31 +36,6 @@ from motionlora.train.command import main
 SIZE: dict[str, Any] = {"frames": 9, "height": 32, "width": 32}
 TWO = Workers(0, 2)
 """Of two processes the first, before they talk."""
-
-
-@pytest.fixture(scope="module")
-def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA for the twin that changes much."""
-    draws, weights = torch.Generator().manual_seed(1), {}
-    for module in ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "blocks.2.attn1.to_out.0"):
-        inputs = 64 if "ffn" in module else 48
-        weights[f"{module}.lora_A.weight"] = torch.randn(4, inputs, generator=draws)
-        weights[f"{module}.lora_B.weight"] = torch.randn(48, 4, generator=draws)
-    path = tmp_path_factory.mktemp("lora") / "temporal.safetensors"
-    save_lora(MotionLora(weights, 4, 4.0, stage="temporal"), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def experts_folder(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The twin with a second network for noise below 0.875; not to be written to."""
-    place = tmp_path_factory.mktemp("experts")
-    two, other = Path(shutil.copytree(twin_folder, place / "two")), random_twin(place / "other", seed=1)
-    shutil.move(other / "transformer", two / "transformer_2")
-    index = json.loads((two / "model_index.json").read_text())
-    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
-    (two / "model_index.json").write_text(json.dumps(index))
-    return two
 
 
 def together(work: Callable[[int], Any], folder: Path, codes: tuple[int, int] = (0, 0)) -> list[str]:
@@ -103,14 +74,14 @@ def velocity(model: WanBackbone, time: float) -> torch.Tensor:
 
 
 def test_every_wan_says_to_two_processes_what_it_says_to_one(
-    twin_folder: Path, twin_5b_folder: Path, experts_folder: Path, lora_file: Path, tmp_path: Path
+    twin_folder: Path, twin_5b_folder: Path, experts_folder: Path, strong_lora: Path, tmp_path: Path
 ) -> None:
     seen: list[int] = []
 
     def work(rank: int) -> None:
         del rank
         tuned = WanBackbone.load(twin_folder)
-        loaded_lora(f"{lora_file}:0.5", 0.0).load_onto(tuned, "lora0")
+        loaded_lora(f"{strong_lora}:0.5", 0.0).load_onto(tuned, "lora0")
         fp8 = load_model(twin_folder, memory=sampling_memory("lowest", gpu=True))
         with joined("cpu", tensors=True) as workers:
             for model in (tuned, fp8, WanBackbone.load(twin_5b_folder), WanBackbone.load(experts_folder)):
@@ -129,9 +100,9 @@ def test_every_wan_says_to_two_processes_what_it_says_to_one(
 
 
 @pytest.fixture
-def words(twin_folder: Path, lora_file: Path) -> list[str]:
+def words(twin_folder: Path, strong_lora: Path) -> list[str]:
     said = (
-        f"generate --model {twin_folder} --lora {lora_file}:0.5 --frames 9 --height 32 --width 32 --fps 12 --seed 0 1"
+        f"generate --model {twin_folder} --lora {strong_lora}:0.5 --frames 9 --height 32 --width 32 --fps 12 --seed 0 1"
     )
     return [*f"{said} --sample.steps 2 --sample.scale 3 --memory fast --device cpu --caption".split(), "a red circle"]
 

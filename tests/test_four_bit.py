@@ -3,7 +3,6 @@ says so. Where the extra is not installed only refusals are tested.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from motionlora.heads.load import load_model
 from motionlora.heads.lora import attach
 from motionlora.heads.lora_file import load_lora
 from motionlora.heads.memory import NOTHING_SPARED, Memory, linear_layers
-from motionlora.heads.tiny import random_twin
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.generate import generate
 from motionlora.infer.settings import GenerateSettings, SampleSettings
@@ -173,11 +171,11 @@ def test_only_linear_layers_of_blocks_are_packed_and_take_what_the_plan_says(
 @needs_package
 @pytest.mark.parametrize("kind", ["5B", "two experts"])
 def test_other_backbones_and_both_experts_are_packed(
-    twin_folder: Path, cogvideox_folders: dict[str, Path], tmp_path: Path, kind: str
+    experts_folder: Path, cogvideox_folders: dict[str, Path], kind: str
 ) -> None:
     folder, length, latents = cogvideox_folders["5B"], 226, 2
     if kind == "two experts":
-        folder, length, latents = two_experts(twin_folder, tmp_path), 512, 3
+        folder, length, latents = experts_folder, 512, 3
     packed, whole = load_model(folder, memory=NF4), load_model(folder)
     for weights in whole.experts.waiting.values():
         for weight, kept in zip(weights, packed.experts.weights, strict=True):
@@ -189,16 +187,6 @@ def test_other_backbones_and_both_experts_are_packed(
         torch.testing.assert_close(packed.velocity(*asked), whole.velocity(*asked), rtol=1e-4, atol=1e-5)
     kept = {weight.dtype for weights in packed.experts.waiting.values() for weight in weights}
     assert kept == ({torch.uint8, torch.float32} if kind == "two experts" else set())
-
-
-def two_experts(twin_folder: Path, tmp_path: Path) -> Path:
-    """A random Wan 2.2 T2V-A14B."""
-    two, other = Path(shutil.copytree(twin_folder, tmp_path / "two")), random_twin(tmp_path / "other", seed=1)
-    shutil.move(other / "transformer", two / "transformer_2")
-    index = two / "model_index.json"
-    more = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
-    index.write_text(json.dumps(json.loads(index.read_text()) | more))
-    return two
 
 
 @pytest.fixture

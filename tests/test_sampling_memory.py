@@ -5,7 +5,6 @@ the plan; no encoder is beside the network.
 import gc
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +17,7 @@ from motionlora.data.errors import InputError
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.load import load_model
 from motionlora.heads.lora import strengths
-from motionlora.heads.lora_file import save_lora
 from motionlora.heads.memory import FP8, Memory, Mode, linear_layers, sampling_memory
-from motionlora.heads.motion_lora import MotionLora
-from motionlora.heads.tiny import random_twin
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer import generate as room
 from motionlora.infer.generate import generate
@@ -62,24 +58,11 @@ def waiting(on_disk: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Memory, "offloading", offloading)
 
 
-@pytest.fixture(scope="module")
-def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA for the twin that changes much."""
-    draws, weights = torch.Generator().manual_seed(1), {}
-    for module in ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2", "blocks.2.attn1.to_out.0"):
-        inputs = 64 if "ffn" in module else 48
-        weights[f"{module}.lora_A.weight"] = torch.randn(4, inputs, generator=draws)
-        weights[f"{module}.lora_B.weight"] = torch.randn(48, 4, generator=draws)
-    path = tmp_path_factory.mktemp("lora") / "temporal.safetensors"
-    save_lora(MotionLora(weights, 4, 4.0, stage="temporal"), path)
-    return path
-
-
 @pytest.fixture
-def settings(twin_folder: Path, tmp_path: Path, lora_file: Path) -> GenerateSettings:
+def settings(twin_folder: Path, tmp_path: Path, strong_lora: Path) -> GenerateSettings:
     return GenerateSettings(
         model=str(twin_folder), caption=("a red circle",), out=tmp_path / "out", device="cpu", cache=None, fps=12,
-        lora=(str(lora_file),), sample=SampleSettings(steps=2, scale=3.0, lora_until=0.95), **SIZE,
+        lora=(str(strong_lora),), sample=SampleSettings(steps=2, scale=3.0, lora_until=0.95), **SIZE,
     )  # fmt: skip
 
 
@@ -116,19 +99,19 @@ def rounded(model: WanBackbone) -> WanBackbone:
     ("name", "recompute"), [*((name, False) for name in guidance_names()), ("ditflow", True), ("smm", True)]
 )
 def test_low_changes_no_bit_and_lowest_only_rounds_the_base(
-    twin_folder: Path, lora_file: Path, waiting: None, tmp_path: Path, name: str, recompute: bool
+    twin_folder: Path, strong_lora: Path, waiting: None, tmp_path: Path, name: str, recompute: bool
 ) -> None:
     (tmp_path / "boxes.json").write_text(json.dumps(BOXES))
     cls = guidance_class(name)
     wanted = {**EAGER, "recompute": recompute, "boxes": tmp_path / "boxes.json"}
     guidance = cls(**{key: value for key, value in wanted.items() if key in cls.model_fields})
-    fast = walked(load_model(twin_folder), guidance, lora_file)
-    lowest = walked(load_model(twin_folder, memory=sampling_memory("lowest", gpu=False)), guidance, lora_file)
+    fast = walked(load_model(twin_folder), guidance, strong_lora)
+    lowest = walked(load_model(twin_folder, memory=sampling_memory("lowest", gpu=False)), guidance, strong_lora)
     model = load_model(twin_folder, memory=sampling_memory("low", gpu=True))
-    assert torch.equal(walked(model, guidance, lora_file), fast)
+    assert torch.equal(walked(model, guidance, strong_lora), fast)
     away = [weights_away(layer) for layer in linear_layers(model.transformer) if hasattr(layer, "_diffusers_hook")]
     assert (len(away), all(away)) == (30, True)
-    assert torch.equal(lowest, walked(rounded(load_model(twin_folder)), guidance, lora_file))
+    assert torch.equal(lowest, walked(rounded(load_model(twin_folder)), guidance, strong_lora))
     missed = (lowest - fast).square().mean() / fast.square().mean()
     assert 0 < missed.sqrt() < 1 / 16  # half a unit in the last place of e4m3
 
@@ -147,14 +130,10 @@ def test_cogvideox_waits_as_well(cogvideox_folders: dict[str, Path], waiting: No
     assert torch.equal(*latents)
 
 
-def test_fp8_holds_for_both_experts_whichever_comes_first(twin_folder: Path, tmp_path: Path) -> None:
-    two, other = Path(shutil.copytree(twin_folder, tmp_path / "two")), random_twin(tmp_path / "other", seed=1)
-    shutil.move(other / "transformer", two / "transformer_2")
-    index = two / "model_index.json"
-    more = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
-    index.write_text(json.dumps(json.loads(index.read_text()) | more))
-    both = load_model(two, memory=Memory(weights="fp8"))
-    alone: dict[Any, WanBackbone] = {name: rounded(WanBackbone.load(two, expert=name)) for name in ("high", "low")}
+def test_fp8_holds_for_both_experts_whichever_comes_first(experts_folder: Path) -> None:
+    both = load_model(experts_folder, memory=Memory(weights="fp8"))
+    load = WanBackbone.load
+    alone: dict[Any, WanBackbone] = {name: rounded(load(experts_folder, expert=name)) for name in ("high", "low")}
     draws = torch.Generator().manual_seed(0)
     latent, prompt = torch.randn(1, 16, 3, 8, 8, generator=draws), Prompt(torch.randn(1, 512, 32, generator=draws))
     for name, time in (("high", 0.9), ("low", 0.5), ("high", 0.9), ("low", 0.2)):
@@ -164,10 +143,10 @@ def test_fp8_holds_for_both_experts_whichever_comes_first(twin_folder: Path, tmp
     assert kept == {FP8, torch.float32}
 
 
-def test_loras_are_where_the_network_computes_not_where_its_layers_wait(twin_folder: Path, lora_file: Path) -> None:
+def test_loras_are_where_the_network_computes_not_where_its_layers_wait(twin_folder: Path, strong_lora: Path) -> None:
     model = load_model(twin_folder)
     model = replace(model, parts=replace(model.parts, device=torch.device("meta")))
-    loaded_lora(str(lora_file), 0.5).load_onto(model, "lora0")
+    loaded_lora(str(strong_lora), 0.5).load_onto(model, "lora0")
     weights = {name: weight for name, weight in model.transformer.named_parameters() if ".lora_" in name}
     assert len(weights) == 6
     assert all(weight.is_meta for weight in weights.values())
@@ -211,9 +190,9 @@ def test_encoders_are_gone_before_the_network_comes_and_the_vae_returns_to_decod
 
 
 def test_the_plan_knows_what_waits_what_is_learned_and_where_gradients_go(
-    settings: GenerateSettings, lora_file: Path
+    settings: GenerateSettings, strong_lora: Path
 ) -> None:
-    lora = loaded_lora(str(lora_file), 0.5)
+    lora = loaded_lora(str(strong_lora), 0.5)
     run = rehearsal_of(settings, [lora], CPU)
     low = replace(run, memory=sampling_memory("low", gpu=True))
     assert run.frozen_bytes - low.frozen_bytes == 3 * LINEAR * 4
