@@ -8,7 +8,7 @@ import torch
 
 from motionlora.heads.cogvideox import CogVideoXBackbone
 from motionlora.heads.four_bit import packed
-from motionlora.heads.memory import NOTHING_SPARED, Memory
+from motionlora.heads.memory import NOTHING_SPARED, Memory, refuse_absent
 from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_folder import found_folder, is_cogvideox
 
@@ -24,6 +24,7 @@ def load_model(
 
     With `memory` it comes by main memory, and only what is not to wait there goes on to the device.
     """
+    refuse_absent("4bit" if memory.weights == "nf4" else "")
     folder = found_folder(source, weights=False, cogvideox=True)
     kind = CogVideoXBackbone if is_cogvideox(folder) else WanBackbone
     model = kind.load(source, device="cpu" if memory.waits else device, **how)

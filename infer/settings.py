@@ -85,7 +85,8 @@ class GenerateSettings(Settings):
     """`ulysses`: the processes of a launch make each clip together, each with a part of its tokens (arXiv 2309.14509).
     """
     memory: MemoryMode = "fast"
-    """What is given for memory: `fast` nothing, `low` time, `4bit` digits, `lowest` both; `auto` never takes 4bit."""
+    """What is given for memory: `fast` nothing, `low` time, `4bit` digits, `lowest` both; `auto`: the first that is
+    predicted to fit, never 4bit."""
     cache: Path | None = Path("runs/cache")
     """Prompts are kept here, found by content; none computes them anew."""
     limits: Limits = Field(default=Limits(), exclude=True)

@@ -17,7 +17,7 @@ from motionlora.data.errors import InputError, StorageError
 from motionlora.data.say import Say, silent
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import unload
-from motionlora.heads.memory import ROUNDED, refuse_absent
+from motionlora.heads.memory import ROUNDED
 from motionlora.infer.compare_settings import StudioSettings
 from motionlora.infer.effort import walked
 from motionlora.infer.generate import loaded_model
@@ -74,7 +74,6 @@ class Studio:
         self.size, self.exact, self.strength = size, settings.exact, strength
         self.folder = settings.out / "cells"
         self.device = chosen_device(settings.device)
-        refuse_absent(settings.memory)
         self.model = loaded_model(self.how, self.device)
         refuse_size(self.model, size.frames, size.height, size.width)
         texts = list(dict.fromkeys([*captions, settings.negative, ""]))

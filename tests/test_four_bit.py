@@ -248,5 +248,7 @@ def test_without_the_package_it_is_refused_before_anything_is_done(
     clips = GenerateSettings(model=settings.model, caption=("a",), out=tmp_path / "clips", memory="4bit")
     with pytest.raises(InputError, match=told):
         generate(clips, quiet)
+    with pytest.raises(InputError, match=told):
+        load_model(settings.model, memory=NF4)
     assert not settings.out.exists()
     assert not clips.out.exists()

@@ -137,7 +137,8 @@ class TrainSettings(Settings):
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches per optimiser step."""
     memory: MemoryMode = "fast"
-    """What is given for memory: `fast` nothing, `low` time, `4bit`, `lowest` digits too; `auto` never takes 4bit."""
+    """What is given for memory: `fast` nothing, `low` time, `4bit`, `lowest` digits too; `auto`: the first that is
+    predicted to fit, never 4bit."""
     recompute_every: int = Field(default=1, ge=1)
     """Of `low`: every how many blocks one is run twice; 1 spares most."""
     checkpoint_every: int = Field(default=250, ge=1)
