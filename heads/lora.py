@@ -10,8 +10,7 @@ Letters: r rank, i inputs, o outputs of a projection; a "r i" and b "o r" are th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from motionlora.data.settings import InputError
 from motionlora.heads.capture import blocks_name, unwrapped
 from motionlora.heads.lora_layers import (
     PROJECTIONS,
@@ -53,21 +51,9 @@ class MotionLoraHandle:
         self._layers = adapter_layers(transformer, name)
         self._hooks = [self._masked(module) for module in self._layers]
 
-    def state(self, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """All tensors, full width, copied to the CPU: "blocks.N.attn1.to_q.lora_A.weight" -> "r i" and so on.
-
-        Args:
-            gathered: the state of the whole model as `Accelerator.get_state_dict` collects it, for trainers that
-                keep only a part of each tensor on a process (ZeRO-3, FSDP2).
-        """
-        found: Mapping[str, Tensor] = dict(self._named())
-        if gathered is not None:
-            key = re.compile(rf"(?:module\.)*(.*\.lora_[AB])\.{re.escape(self.name)}\.weight")
-            theirs = {f"{match[1]}.weight": value for name, value in gathered.items() if (match := key.fullmatch(name))}
-            for name in found.keys() - theirs.keys():
-                raise InputError(f"The gathered state has no {name}: gather it from the model that was trained.")
-            found = {name: theirs[name] for name in found}
-        return {name: value.detach().cpu().clone() for name, value in found.items()}
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, full width, copied to the CPU: "blocks.N.attn1.to_q.lora_A.weight" -> "r i" and so on."""
+        return {name: value.detach().cpu().clone() for name, value in self.named().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Sets all tensors, bit for bit, from what `state` returned.
@@ -75,7 +61,7 @@ class MotionLoraHandle:
         Raises:
             InputError: other keys or shapes, a NaN, or weight on heads that are not chosen; nothing is changed then.
         """
-        own = dict(self._named())
+        own = self.named()
         check_state(state, {key: self._free(key) for key in own})
         with torch.no_grad():
             for key, weight in own.items():
@@ -83,11 +69,11 @@ class MotionLoraHandle:
 
     def parameters(self) -> list[nn.Parameter]:
         """The fp32 tensors, in a fixed order. Masked entries stay exactly zero under SGD, Adam and AdamW, any decay."""
-        return [weight for _, weight in self._named()]
+        return list(self.named().values())
 
     def parameter_count(self) -> int:
         """How many numbers can move: the size of compact head-wise LoRA, r (i + o) with only the chosen rows."""
-        return sum(int(self._free(key).sum()) for key, _ in self._named())
+        return sum(int(self._free(key).sum()) for key in self.named())
 
     def trainable(self, flag: bool) -> None:
         """Lets gradients reach the parameters, or freezes them; the LoRA keeps acting on the output."""
@@ -115,10 +101,13 @@ class MotionLoraHandle:
         provenance = {"heads": {"per_block": self.chosen.shape[1], "chosen": heads}, **provenance}
         return MotionLora(dict(state or self.state()), self.rank, float(self.rank), head_map, stage, provenance)
 
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named(self) -> dict[str, nn.Parameter]:
+        """The parameters by the names that they have in `state`; a trainer may keep but a part of each (ZeRO)."""
+        found = {}
         for module, layer in self._layers.items():
-            yield f"{module}.lora_A.weight", layer.lora_A[self.name].weight
-            yield f"{module}.lora_B.weight", layer.lora_B[self.name].weight
+            found[f"{module}.lora_A.weight"] = layer.lora_A[self.name].weight
+            found[f"{module}.lora_B.weight"] = layer.lora_B[self.name].weight
+        return found
 
     def _free(self, key: str) -> Tensor:
         """Where a tensor may be other than zero; bool, of its shape."""

@@ -18,7 +18,6 @@ from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import unload
 from motionlora.heads.lora_file import load_lora, save_lora
 from motionlora.heads.motion_lora import MotionLora
-from motionlora.heads.tiny import random_twin
 from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_outline import WanOutline, outline_of
 from motionlora.infer.generate import generate
@@ -42,13 +41,8 @@ EAGER: dict[str, Any] = {"share": 1.0, "start": 0.95, "channels": 0.25, "iterati
 
 
 @pytest.fixture(scope="module")
-def folder(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The twin with a second network of other weights; not to be written to."""
-    place = tmp_path_factory.mktemp("experts")
-    two, other = Path(shutil.copytree(twin_folder, place / "two")), random_twin(place / "other", seed=1)
-    shutil.move(other / "transformer", two / "transformer_2")
-    edited(two, "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"], boundary_ratio=BOUNDARY)
-    return two
+def folder(experts_folder: Path) -> Path:
+    return experts_folder
 
 
 @pytest.fixture(scope="module")

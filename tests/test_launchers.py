@@ -29,7 +29,8 @@ from motionlora.heads.lora import attach
 from motionlora.heads.lora_file import load_lora
 from motionlora.heads.wan import WanBackbone
 from motionlora.train import launch, loop
-from motionlora.train.checkpoint import checkpoints
+from motionlora.train.checkpoint import checkpoints, load_checkpoint
+from motionlora.train.experts import train_experts
 from motionlora.train.run import train
 from motionlora.train.settings import TrainSettings
 
@@ -102,7 +103,7 @@ def training(
 
     loop.training_step = ending
     try:
-        train(settings, say=lambda line: None)
+        train_experts(settings, say=lambda line: None)
     except loop.Stopped as stopped:
         (settings.out / f"said-{rank}").write_text(f"{stopped.code} {stopped}")
 
@@ -147,6 +148,19 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(
             assert here["loss"] == pytest.approx(there["loss"], rel=1e-4), "the log tells of one process alone"
         assert load_lora(whole / f"{stage}.safetensors").provenance["identity"]["processes"] == 2
     assert {path.name for path in one.paths.values()} <= {path.name for path in whole.iterdir()}
+
+
+def test_both_experts_by_two_processes_are_those_of_one(
+    settings: TrainSettings, experts_folder: Path, tmp_path: Path
+) -> None:
+    heads, stages = {"ratio": 1.0, "times": (0.9998, 0.8)}, ("heads", "temporal")
+    run = changed(settings, model=str(experts_folder), expert="both", heads=heads, stages=stages, out=tmp_path / "two")
+    assert two_processes(training, run) == [0, 0]
+    train_experts(changed(run, out=tmp_path / "one", gradient_accumulation=2), say=lambda line: None)
+    for expert in ("high", "low"):
+        shared, alone = (weights(tmp_path / out / expert, f"temporal-{expert}") for out in ("two", "one"))
+        for name, weight in shared.items():
+            torch.testing.assert_close(weight, alone[name], atol=0.005 * LR, rtol=1e-3)
 
 
 def test_a_signal_to_one_process_stops_both_and_they_go_on_bit_identical(
@@ -227,18 +241,41 @@ def test_launched_killed_and_launched_again_by_the_line_that_was_told(settings: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra motionlora[deepspeed] is not installed")
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_ends_where_two_plain_processes_do(settings: TrainSettings, tmp_path: Path, stage: int) -> None:
-    run = changed(settings, out=tmp_path / "run", device="auto", heads={"heads": "all"}, stages=("temporal",))
-    (tmp_path / "run.yaml").write_text(as_yaml(run, "train"))
-    assert two_processes(training, changed(run, out=tmp_path / "plain", device="cpu")) == [0, 0]
-    command = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(stage), "--gradient_clipping", "1"]
+@pytest.mark.parametrize("zero", [2, 3])
+def test_deepspeed_ends_where_two_plain_processes_do_and_resumes_bit_identically(
+    settings: TrainSettings, tmp_path: Path, zero: int
+) -> None:
+    assert two_processes(training, changed(settings, out=tmp_path / "plain")) == [0, 0]
+    run = changed(settings, out=tmp_path / "run", device="auto")
+    first, then = ("heads", "spatial"), ("temporal",)
+    starts = [first + then] if zero == 2 else [first, then]  # ZeRO-3 takes one stage a start
+    for stages in starts:
+        by_deepspeed(changed(run, stages=stages), zero)
+    for stage in ("spatial", "temporal"):
+        plain, own = weights(tmp_path / "plain", stage), weights(run.out, stage)
+        for name, weight in plain.items():
+            torch.testing.assert_close(own[name], weight, atol=0.005 * LR, rtol=1e-3)
+            assert ((own[name] == 0) == (weight == 0)).all(), name  # the masks hold
+    plain, own = (load_checkpoint(checkpoints(tmp_path / out / "checkpoints")[-1]).moments for out in ("plain", "run"))
+    assert plain.keys() == own.keys()
+    for name, moment in plain.items():
+        torch.testing.assert_close(own[name], moment, atol=1e-6, rtol=2e-2)
+
+    again, half = changed(run, out=tmp_path / "again"), {**run.temporal.model_dump(), "steps": 2}
+    for stages in starts:
+        by_deepspeed(changed(again, stages=stages, temporal=half), zero)
+    by_deepspeed(changed(again, stages=starts[-1]), zero, "--resume", "latest")
+    resumed, whole = weights(again.out, "temporal"), weights(run.out, "temporal")
+    assert [name for name, weight in whole.items() if not weight.equal(resumed[name])] == []
+
+
+def by_deepspeed(settings: TrainSettings, zero: int, *words: str) -> None:
+    """A run in two processes that `accelerate launch` starts with ZeRO of a stage."""
+    path = settings.out.with_suffix(".yaml")
+    path.write_text(as_yaml(settings, "train"))
+    command = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(zero), "--gradient_clipping", "1"]
     command += ["--num_processes", "2", "--main_process_port", str(free_port()), "-m", "motionlora.train"]
-    subprocess.run(
-        [sys.executable, "-m", *command, "--config", str(tmp_path / "run.yaml")], check=True, env=ENVIRONMENT
-    )
-    for name, weight in weights(tmp_path / "plain", "temporal").items():
-        torch.testing.assert_close(weights(run.out, "temporal")[name], weight, atol=0.005 * LR, rtol=1e-3)
+    subprocess.run([sys.executable, "-m", *command, "--config", str(path), *words], check=True, env=ENVIRONMENT)
 
 
 def sharded(rank: int, folder: Path, out: Path) -> None:
@@ -255,7 +292,7 @@ def sharded(rank: int, folder: Path, out: Path) -> None:
     fully_shard(transformer)
     steps(model, layers)
     assert all(isinstance(weight, DTensor) for weight in layers.parameters())
-    whole = {name: weight.detach().full_tensor() for name, weight in layers._named()}  # pyright: ignore
+    whole = {name: weight.detach().full_tensor() for name, weight in layers.named().items()}
     if rank == 0:
         save_file(whole, out)
 
@@ -309,12 +346,14 @@ def test_a_launcher_that_cannot_work_is_refused(
         ({"gradient_clipping": 0.5}, {}, "sets 0.5 where max_grad_norm is 1"),
         ({"gradient_clipping": "auto"}, {"max_grad_norm": 2.0}, "sets 1 where max_grad_norm is 2"),
         ({}, {"gradient_accumulation": 2}, "sets 1 where gradient_accumulation is 2"),
+        ({}, {"mixed_precision": "bf16"}, "--dtype bf16"),
+        ({"zero_stage": 0}, {}, "--zero_stage 2 or 3"),
         ({"zero_stage": 3}, {}, "a second stage needs a start of its own"),
         ({"zero_stage": 3}, {"stages": ("temporal",)}, None),
         ({"zero_stage": 3}, {"stages": ("temporal",), "validation": {"every": 1}}, "--validation.every 0"),
     ],
 )
-def test_numbers_of_the_launcher_that_differ_and_what_zero_3_cannot_do_are_refused(
+def test_numbers_of_the_launcher_that_differ_and_what_deepspeed_cannot_do_are_refused(
     settings: TrainSettings, plugin: dict[str, Any], changes: dict[str, Any], words: str | None
 ) -> None:
     whole = SimpleNamespace(**{"zero_stage": 2, "gradient_clipping": 1.0, **plugin})

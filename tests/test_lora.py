@@ -261,16 +261,6 @@ def test_lora_is_fp32_on_a_bf16_base() -> None:
     assert {p.dtype for name, p in model.named_parameters() if "again" in name} == {torch.float32}
 
 
-def test_the_handle_reads_what_a_sharding_trainer_gathers(model: WanTransformer3DModel) -> None:
-    attach(model, "other", CHOSEN, rank=RANK, seed=1)
-    handle = attach(model, "motion", CHOSEN, rank=RANK, seed=0)
-    gathered = {f"module.{key}": value for key, value in model.state_dict().items()}
-    assert same(handle.state(), handle.state(gathered))
-    del gathered["module.blocks.0.attn1.to_q.lora_A.motion.weight"]
-    with pytest.raises(InputError, match=r"blocks\.0\.attn1\.to_q"):
-        handle.state(gathered)
-
-
 def test_load_refuses_what_is_not_its_own_state(model: WanTransformer3DModel) -> None:
     handle = attach(model, "motion", CHOSEN, rank=RANK, seed=0)
     state, key = handle.state(), "blocks.0.attn1.to_q.lora_B.weight"

@@ -157,12 +157,7 @@ def drop_newer(path: Path) -> list[Path]:
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW's `exp_avg`, `exp_avg_sq` and `step` as `<parameter>|<moment>`; parameters in the order of `names`.
-
-    Nothing under DeepSpeed, which keeps its own moments in parts: a run resumed there begins with new ones.
-    """
-    if not optimizer.state:
-        return {}
+    """AdamW's `exp_avg`, `exp_avg_sq` and `step` as `<parameter>|<moment>`; parameters in the order of `names`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         f"{name}|{moment}": torch.as_tensor(value)

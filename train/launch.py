@@ -2,7 +2,7 @@
 
 Several processes are started by `accelerate launch --multi_gpu --num_processes N` or `torchrun`, on a CPU too, where
 they talk over gloo (`accelerate launch --cpu --num_processes 2` starts one process without a word). Under DDP and
-ZeRO-2 every process has the whole base. DDP is tested on a CPU; DeepSpeed has run neither in our tests nor on GPUs.
+ZeRO-2 every process has the whole base. DDP, ZeRO-2 and ZeRO-3 are tested on a CPU, none of them on GPUs.
 """
 
 import os
@@ -60,6 +60,8 @@ def new_accelerator(settings: TrainSettings) -> "Accelerator":
     if plugin is not None:
         # Without a DataLoader accelerate cannot find the batch size by itself.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = settings.temporal.batch
+        # By this transformers knows of ZeRO-3: it would split what one process loads alone, and wait for ever.
+        plugin.dschf = None
     return accelerator
 
 
@@ -156,12 +158,19 @@ def _refuse_launcher() -> None:
 
 
 def refuse_other_numbers(accelerator: "Accelerator", settings: TrainSettings) -> None:
-    """InputError where the launcher's file overrules the settings, or ZeRO-3 cannot do what they ask for."""
+    """InputError where the launcher's file overrules the settings, or DeepSpeed cannot do what they ask for."""
     plugin: Any = accelerator.state.deepspeed_plugin
     pairs: list[tuple[str, float, float]] = [
         ("gradient_accumulation", accelerator.gradient_accumulation_steps, settings.gradient_accumulation)
     ]
     if plugin is not None:
+        if plugin.zero_stage == 0:
+            raise InputError("ZeRO stage 0 splits nothing: launch with --multi_gpu, or with --zero_stage 2 or 3.")
+        if settings.mixed_precision != "no":
+            raise InputError(
+                f"DeepSpeed puts the LoRA itself into {settings.mixed_precision} for mixed_precision: set "
+                "--mixed-precision no, and --dtype bf16 for a base in bf16 under a LoRA in fp32."
+            )
         clipping = 1.0 if plugin.gradient_clipping in ("auto", None) else float(plugin.gradient_clipping)
         pairs.append(("max_grad_norm", clipping, settings.max_grad_norm))
     for name, launched, wanted in pairs:

@@ -23,6 +23,7 @@ from motionlora.train.journal import Journal, journal
 from motionlora.train.noise import keyed_generator
 from motionlora.train.settings import SpatialSettings, TemporalSettings, TrainSettings
 from motionlora.train.stages import Stage
+from motionlora.train.zero import is_split, put_back, whole_moments, whole_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,7 +67,7 @@ def fit(
         stopping() as stop,
     ):
         if start:
-            restore_moments(optimizer, list(layers.state()), start.moments)
+            resume_moments(layers, optimizer, stepper, start.moments, run.accelerator)
             restore_random(start.random)
         for step in range(first, stage.settings.steps):
             done = step + 1
@@ -76,7 +77,7 @@ def fit(
             bar.update()
             code = stop.agreed(run.accelerator)
             if code or done % settings.checkpoint_every == 0 or done == stage.settings.steps:
-                saved = save(stage, layers, trained, optimizer, done, run)
+                saved = save(stage, layers, (optimizer, stepper), done, run)
                 if code:
                     raise Stopped(
                         f"Stopped after step {done} of {stage.settings.steps} of the {stage.name} stage and saved "
@@ -85,7 +86,7 @@ def fit(
                     )
             if settings.validation.every and done % settings.validation.every == 0:
                 run.validate(done)
-        return whole_state(layers, trained, run.accelerator)
+        return whole_state(layers, run.accelerator)
 
 
 def training_step(
@@ -134,17 +135,13 @@ def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSett
     return stage.lr * warm * level
 
 
-def save(
-    stage: Stage,
-    layers: "MotionLoraHandle",
-    model: "WanBackbone",
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    run: Run,
-) -> Path:
-    """Write a checkpoint (main process only) and return its folder."""
-    lora = whole_state(layers, model, run.accelerator)
-    checkpoint = Checkpoint(stage.name, step, lora, moments_of(optimizer, list(lora)), run.identity)
+def save(stage: Stage, layers: "MotionLoraHandle", optimizers: tuple[Any, Any], step: int, run: Run) -> Path:
+    """Write a checkpoint (main process only) and return its folder; `optimizers`: AdamW, and as accelerate wraps it."""
+    adam, stepper = optimizers
+    lora = whole_state(layers, run.accelerator)
+    split = is_split(run.accelerator)
+    moments = whole_moments(layers.named(), stepper) if split else moments_of(adam, list(lora))
+    checkpoint = Checkpoint(stage.name, step, lora, moments, run.identity)
     folder = run.settings.out / "checkpoints"
     if run.accelerator.is_main_process:
         save_checkpoint(checkpoint, folder, run.settings.keep_checkpoints)
@@ -152,15 +149,19 @@ def save(
     return folder / checkpoint.name
 
 
-def whole_state(layers: "MotionLoraHandle", model: "WanBackbone", accelerator: "Accelerator") -> dict[str, Tensor]:
-    """The LoRA's tensors, gathered where ZeRO-3 keeps parts of them on each process (then on the main process only)."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is None or plugin.zero_stage < 3:
-        return layers.state()
-    # accelerate's own get_state_dict would gather the frozen base as well, gigabytes of it at every checkpoint.
-    engine: Any = model.transformer
-    gathered = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
-    return layers.state(gathered) if accelerator.is_main_process else {}
+def resume_moments(
+    layers: "MotionLoraHandle", adam: torch.optim.Optimizer, stepper: Any, moments: dict[str, Tensor], accelerator: Any
+) -> None:
+    """Gives the optimiser the moments of a checkpoint, whichever launcher made it."""
+    if is_split(accelerator):
+        put_back(layers.named(), stepper, moments)
+    else:
+        restore_moments(adam, list(layers.named()), moments)
+
+
+def whole_state(layers: "MotionLoraHandle", accelerator: "Accelerator") -> dict[str, Tensor]:
+    """The LoRA's tensors, gathered where DeepSpeed splits them over processes."""
+    return whole_weights(layers.named()) if is_split(accelerator) else layers.state()
 
 
 @contextmanager
