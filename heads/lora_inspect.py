@@ -33,12 +33,15 @@ def inspect_lora(path: str | Path, alpha: Alpha = None) -> str:
     update = "update"
     if file.strength.doubt:
         strength, update = f"alpha unknown: {file.strength.doubt}", "update of alpha = rank, a guess"
+    identity = lora.provenance.get("identity")
+    base = identity.get("weights") if isinstance(identity, dict) else None
     lines = [
         f"{path}: {Path(path).stat().st_size:,} bytes",
         f"layout   {file.layout.name}: {file.layout.known}",
         f"stage    {lora.stage}",
         *([f"expert   {lora.provenance['expert']}-noise, of a model of two"] if "expert" in lora.provenance else []),
         *([f"until    noise {lora.provenance['until']}; it rests below"] if "until" in lora.provenance else []),
+        *([f"base     rounded to {base} while it was trained"] if base else []),
         f"modules  {len(file.modules)}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
         f"rank     {', '.join(map(str, ranks))}, {strength}",
         f"numbers  {sum(tensor.numel() for tensor in tensors):,} as {', '.join(dtypes)}",

@@ -93,6 +93,16 @@ def test_inspect_tells_heads_and_norms(tmp_path: Path) -> None:
     assert f"    2  {float(total) ** 0.5:18.4g}  2" in said
 
 
+def test_inspect_tells_what_a_lora_is_bound_to(tmp_path: Path) -> None:
+    told = {"until": 0.85, "expert": "high", "identity": {"weights": "nf4"}}
+    save_lora(replace(trained(), provenance=told), tmp_path / "bound.safetensors")
+    save_lora(replace(trained(), provenance={"identity": {}}), tmp_path / "free.safetensors")
+    lines = ("until    noise 0.85", "expert   high-noise", "base     rounded to nf4")
+    bound, free = (inspect_lora(tmp_path / f"{name}.safetensors") for name in ("bound", "free"))
+    assert [line in bound for line in lines] == [True] * 3
+    assert [line in free for line in lines] == [False] * 3
+
+
 def test_damage_is_refused_wherever_it_strikes(tmp_path: Path) -> None:
     path, cut = tmp_path / "motion.safetensors", tmp_path / "cut.safetensors"
     save_lora(trained(), path)
