@@ -15,7 +15,7 @@ that are found are followed in the reference's decoded latent. A walk knows no p
 only, and so every walk has its points, whoever made it. Without a reference boxes are enough: a clip of black boxes on
 white is made, and a map is kept within the whole box (the trajectory variant). There maps that are brought to sum 1
 cannot tell an object that fills its box from bare background, which is as even: what stands out of the box then costs,
-and what leaves it altogether does not. Shares of the whole frame (`maps`) tell them apart.
+and what leaves it altogether does not. Shares of the whole frame (`maps`) tell them apart, and are taken for boxes.
 
 Memory: the activations of the blocks up to the last that is compared, in fp32 the features of the cells alone, points x
 frames x cells x channels a block (8 points at 480 x 832 x 81 by the 1.3B: 30 MB), and maps of points x frames^2 x cells
@@ -74,8 +74,9 @@ class S2V2V(FeatureGuidance):
     """Factor of the cosines before the softmax (paper: 10)."""
     correlation_range: int | None = Field(default=None, ge=1)
     """How many latent frames ahead a point is looked for; none looks to the end (paper: to the end, about 8 do)."""
-    maps: Literal["near", "frame"] = "near"
-    """near: a map is brought to sum 1 near the track (paper). frame: it holds shares of the whole frame (ours)."""
+    maps: Literal["near", "frame"] | None = None
+    """near: a map is brought to sum 1 near the track (paper). frame: it holds shares of the whole frame (ours, which
+    alone keeps sprites in boxes on the tiny Wan). None takes near for points and frame for boxes."""
     noise: Literal["own", "trajectory"] = "own"
     """trajectory: start from noise whose coarse part moves with the boxes (FreeTraj); the layout comes with it."""
     noise_cut: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.25, 0.1)
@@ -157,7 +158,8 @@ class S2V2V(FeatureGuidance):
         with walk.model.capturing(blocks, "block", stop=True) as seen:
             seen.run(lambda: walk.model.velocity(latent, time.expand(latent.shape[0]), prompt))
         pairs = counted_pairs(places["visible"], self.correlation_range)
-        maps = [correlation_maps(seen[block], grid, places, self.inverse_temperature, self.maps) for block in blocks]
+        shares = self.maps or ("near" if self.boxes is None else "frame")
+        maps = [correlation_maps(seen[block], grid, places, self.inverse_temperature, shares) for block in blocks]
         return torch.stack(maps, 1) * pairs.unsqueeze(-1)
 
     def target(self, features: Maps) -> Target:

@@ -70,7 +70,7 @@ def methods(file: Path, rates: Sequence[float]) -> dict[str, GuidanceSettings]:
     """What is compared, besides random directions."""
     made: dict[str, GuidanceSettings] = {"none": NoGuidance()}
     for lr in rates:
-        made[f"near, lr {lr:g}"] = S2V2V(boxes=file, lr=lr)
+        made[f"near, lr {lr:g}"] = S2V2V(boxes=file, lr=lr, maps="near")
         made[f"frame, lr {lr:g}"] = S2V2V(boxes=file, lr=lr, maps="frame")
     for cut in ((0.25, 0.1), (0.25, 0.5)):
         made[f"moving noise alone, cut {cut[1]:g}"] = S2V2V(boxes=file, iterations=0, noise="trajectory", noise_cut=cut)

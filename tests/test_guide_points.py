@@ -319,6 +319,17 @@ def test_a_truncated_forward_shows_what_a_full_one_shows(write: Write, twin: Wan
             assert torch.equal(found[:, index], maps * pairs)
 
 
+def test_maps_keep_their_share_of_the_frame_for_boxes_alone(write: Write, twin: WanBackbone) -> None:
+    walk, files = walk_on(twin), {"boxes": write(BOX), "points": write(FOOT)}
+    for kind, chosen, other in (("boxes", "frame", "near"), ("points", "near", "frame")):
+        by_default, as_chosen, otherwise = (
+            S2V2V.model_validate({kind: files[kind], **maps}).features(walk, walk.noise, walk.times[2], walk.prompt)
+            for maps in ({}, {"maps": chosen}, {"maps": other})
+        )
+        assert torch.equal(by_default, as_chosen), kind
+        assert not torch.equal(by_default, otherwise), kind
+
+
 def test_the_blocks_are_every_second_one_below_half_depth() -> None:
     assert S2V2V().compared(30) == [8, 10, 12, 14]
     assert S2V2V().compared(40) == [13, 15, 17, 19]
