@@ -21,11 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from bench_wan_full_size import tuned
 
-from motionlora.heads.backbone import Prompt
-from motionlora.heads.lora import attach
 from motionlora.heads.positions import sparse_positions
 from motionlora.heads.tiny import TINY
 from motionlora.heads.wan import WanBackbone
@@ -34,7 +32,6 @@ from motionlora.infer.machine import machine
 from motionlora.train.count import counting
 from motionlora.train.noise import keyed_generator
 from motionlora.train.plan import matmul_rate
-from motionlora.train.settings import NoiseSettings, TemporalSettings
 from motionlora.train.stages import Stage
 
 MODELS: dict[str, tuple[Callable[[], WanOutline], int, int, tuple[int, int]]] = {
@@ -138,21 +135,8 @@ def step_of(
     """A model with random weights, a temporal stage on random latents, and what makes its numbered step."""
     outline, height, width, text = MODELS[model]
     backbone = outline().without_weights(dtype, device=device)
-    transformer: Any = backbone.transformer
-    transformer.enable_gradient_checkpointing()
-    chosen = np.arange(backbone.blocks * backbone.heads).reshape(backbone.blocks, backbone.heads) % 2 == 1
-    layers = attach(transformer, "temporal", chosen, rank=rank, seed=0)
-    stage = Stage(
-        name="temporal",
-        latents=torch.zeros(1, 16, (frames - 1) // 4 + 1, height, width, device=device),
-        prompt=Prompt(torch.zeros(1, *text, device=device)),
-        chosen=chosen,
-        positions=sparse_positions("none", frames=frames, stride=1),
-        motion="frame",
-        motion_weight=1.0,
-        noise=NoiseSettings(),
-        settings=TemporalSettings(),
-    )
+    latents = torch.zeros(1, 16, (frames - 1) // 4 + 1, height, width, device=device)
+    layers, stage = tuned(backbone, latents, text, sparse_positions("none", frames=frames, stride=1), rank)
     optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-4)
 
     def step(number: int) -> None:

@@ -23,6 +23,7 @@ from motionlora.heads.backbone import Prompt
 from motionlora.heads.lora import attach
 from motionlora.heads.positions import sparse_positions
 from motionlora.heads.score import scoring
+from motionlora.heads.wan import WanBackbone
 from motionlora.heads.wan_outline import META, PUBLISHED
 from motionlora.train.count import Count as Counted
 from motionlora.train.count import counting
@@ -97,27 +98,37 @@ def forward(name: str, what: str, frames: int, blocks: int | None = None, *, sco
 def temporal_step(name: str, what: str, stride: int, blocks: int | None = None) -> Count:
     """Forward, loss and backward of the temporal stage with gradient checkpointing, LoRA on every second head."""
     model = WANS[name].without_weights(torch.bfloat16, blocks=blocks)
-    transformer: Any = model.transformer
-    transformer.enable_gradient_checkpointing()
-    chosen = np.arange(model.blocks * model.heads).reshape(model.blocks, model.heads) % 2 == 1
-    layers = attach(transformer, "temporal", chosen, rank=RANK, seed=0)
-    stage = Stage(
-        name="temporal",
-        latents=new_latent((FRAMES - 1) // stride + 1, META),
-        prompt=Prompt(torch.empty(1, *TEXT, device=META)),
-        chosen=chosen,
-        positions=sparse_positions("aligned", frames=FRAMES, stride=stride),
-        motion="frame",
-        motion_weight=1.0,
-        noise=NoiseSettings(),
-        settings=TemporalSettings(stride=stride),
-    )
+    latents = new_latent((FRAMES - 1) // stride + 1, META)
+    positions = sparse_positions("aligned", frames=FRAMES, stride=stride)
+    layers, stage = tuned(model, latents, TEXT, positions, RANK)
     generator = torch.Generator().manual_seed(0)
     with counting() as counter, model.positioned(stage.positions):
         stage.loss(model, stage.point(generator), stage.told(generator)).total.backward()
     assert all(weight.grad is not None for weight in layers.parameters())
     grid = model.grid(stage.latents)
     return Count(name, what, grid.frames, grid.tokens, *totals(counter), layers.parameter_count())
+
+
+def tuned(
+    model: WanBackbone, latents: torch.Tensor, text: tuple[int, int], positions: torch.Tensor, rank: int
+) -> tuple[Any, Stage]:
+    """A LoRA on every second head of a model whose blocks are run once more, and its temporal stage."""
+    transformer: Any = model.transformer
+    transformer.enable_gradient_checkpointing()
+    chosen = np.arange(model.blocks * model.heads).reshape(model.blocks, model.heads) % 2 == 1
+    layers = attach(transformer, "temporal", chosen, rank=rank, seed=0)
+    stage = Stage(
+        name="temporal",
+        latents=latents,
+        prompt=Prompt(torch.zeros(1, *text, device=latents.device)),
+        chosen=chosen,
+        positions=positions,
+        motion="frame",
+        motion_weight=1.0,
+        noise=NoiseSettings(),
+        settings=TemporalSettings(),
+    )
+    return layers, stage
 
 
 def totals(count: Counted) -> tuple[float, float]:
