@@ -267,7 +267,7 @@ NOTHING_LOST = [
     ),
     Bug(
         "resuming restores the moments of the optimiser", "they begin at 0", "train/loop.py",
-        "        restore_moments(adam, list(layers.named()), moments)\n", "        pass\n", RESUMED,
+        "        restore_moments(stepper.optimizer, list(layers.named()), moments)\n", "        pass\n", RESUMED,
     ),
     Bug(
         "resuming restores the generator", "it goes on from wherever it was", "train/loop.py",

@@ -268,14 +268,21 @@ def test_deepspeed_ends_where_two_plain_processes_do_and_resumes_bit_identically
     resumed, whole = weights(again.out, "temporal"), weights(run.out, "temporal")
     assert [name for name, weight in whole.items() if not weight.equal(resumed[name])] == []
 
+    other = changed(run, out=tmp_path / "other")  # what plain processes began
+    assert two_processes(training, changed(other, device="cpu", temporal=half)) == [0, 0]
+    by_deepspeed(changed(other, stages=starts[-1]), zero, "--resume", "latest")
+    for name, weight in weights(other.out, "temporal").items():
+        torch.testing.assert_close(weight, whole[name], atol=0.005 * LR, rtol=1e-3)
+
 
 def by_deepspeed(settings: TrainSettings, zero: int, *words: str) -> None:
-    """A run in two processes that `accelerate launch` starts with ZeRO of a stage."""
+    """A run in two processes that `accelerate launch` starts with ZeRO of a stage; one that hangs fails."""
     path = settings.out.with_suffix(".yaml")
     path.write_text(as_yaml(settings, "train"))
     command = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(zero), "--gradient_clipping", "1"]
     command += ["--num_processes", "2", "--main_process_port", str(free_port()), "-m", "motionlora.train"]
-    subprocess.run([sys.executable, "-m", *command, "--config", str(path), *words], check=True, env=ENVIRONMENT)
+    line = [sys.executable, "-m", *command, "--config", str(path), *words]
+    subprocess.run(line, check=True, env=ENVIRONMENT, timeout=300)
 
 
 def sharded(rank: int, folder: Path, out: Path) -> None:

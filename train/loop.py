@@ -67,7 +67,7 @@ def fit(
         stopping() as stop,
     ):
         if start:
-            resume_moments(layers, optimizer, stepper, start.moments, run.accelerator)
+            resume_moments(layers, stepper, start.moments, run.accelerator)
             restore_random(start.random)
         for step in range(first, stage.settings.steps):
             done = step + 1
@@ -77,7 +77,7 @@ def fit(
             bar.update()
             code = stop.agreed(run.accelerator)
             if code or done % settings.checkpoint_every == 0 or done == stage.settings.steps:
-                saved = save(stage, layers, (optimizer, stepper), done, run)
+                saved = save(stage, layers, stepper, done, run)
                 if code:
                     raise Stopped(
                         f"Stopped after step {done} of {stage.settings.steps} of the {stage.name} stage and saved "
@@ -135,12 +135,11 @@ def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSett
     return stage.lr * warm * level
 
 
-def save(stage: Stage, layers: "MotionLoraHandle", optimizers: tuple[Any, Any], step: int, run: Run) -> Path:
-    """Write a checkpoint (main process only) and return its folder; `optimizers`: AdamW, and as accelerate wraps it."""
-    adam, stepper = optimizers
+def save(stage: Stage, layers: "MotionLoraHandle", stepper: Any, step: int, run: Run) -> Path:
+    """Write a checkpoint (main process only) and return its folder; `stepper` is AdamW as accelerate wraps it."""
     lora = whole_state(layers, run.accelerator)
     split = is_split(run.accelerator)
-    moments = whole_moments(layers.named(), stepper) if split else moments_of(adam, list(lora))
+    moments = whole_moments(layers.named(), stepper) if split else moments_of(stepper.optimizer, list(lora))
     checkpoint = Checkpoint(stage.name, step, lora, moments, run.identity)
     folder = run.settings.out / "checkpoints"
     if run.accelerator.is_main_process:
@@ -150,13 +149,13 @@ def save(stage: Stage, layers: "MotionLoraHandle", optimizers: tuple[Any, Any], 
 
 
 def resume_moments(
-    layers: "MotionLoraHandle", adam: torch.optim.Optimizer, stepper: Any, moments: dict[str, Tensor], accelerator: Any
+    layers: "MotionLoraHandle", stepper: Any, moments: dict[str, Tensor], accelerator: "Accelerator"
 ) -> None:
     """Gives the optimiser the moments of a checkpoint, whichever launcher made it."""
     if is_split(accelerator):
         put_back(layers.named(), stepper, moments)
     else:
-        restore_moments(adam, list(layers.named()), moments)
+        restore_moments(stepper.optimizer, list(layers.named()), moments)
 
 
 def whole_state(layers: "MotionLoraHandle", accelerator: "Accelerator") -> dict[str, Tensor]:

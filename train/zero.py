@@ -44,7 +44,7 @@ def put_back(parameters: Mapping[str, nn.Parameter], stepper: Any, moments: Mapp
     """Gives each process its part of what `whole_moments` gathered, before the first step; nothing for no moments."""
     if not moments:
         return
-    zero = stepper.optimizer
+    put, zero = _deepspeed().safe_set_full_optimizer_state, stepper.optimizer
     step = next(value for key, value in moments.items() if key.endswith("|step"))
     for part in _flat(zero):
         zero.optimizer.state[part] = {"step": step.clone()} | {name: torch.zeros_like(part) for name in MOMENTS}
@@ -52,7 +52,7 @@ def put_back(parameters: Mapping[str, nn.Parameter], stepper: Any, moments: Mapp
         link()  # ZeRO-1 and 2 look for a tensor's moments only after their first step
     for name, weight in parameters.items():
         for moment in MOMENTS:
-            _deepspeed().safe_set_full_optimizer_state(weight, moments[f"{name}|{moment}"].to(weight.device), moment)
+            put(weight, moments[f"{name}|{moment}"].to(weight.device), moment)
 
 
 def _deepspeed() -> Any:
