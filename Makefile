@@ -2,14 +2,14 @@
 #   make demo            from a clip to a motion LoRA to new videos, on the embedded tiny Wan, into runs/demo/
 #   make test            the tests, without the slow ones
 #   make conformance     our LoRA files in stock diffusers and peft at two sets of versions, into results/conformance.*
-#   make deepspeed       training by DeepSpeed, ZeRO-2 and ZeRO-3, in two processes on the CPU; needs a C++ compiler
+#   make extras          what needs the extras: DeepSpeed in two processes on the CPU (and a C++ compiler), 4 and 8 bits
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes the small CPU build of torch (no GPU needed)
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 OLDER := runs/conformance/venv
 
-.PHONY: demo test check conformance deepspeed licences
+.PHONY: demo test check conformance extras licences
 demo: .venv/made
 	$(BIN)/python -m motionlora.train.demo --out runs/demo
 
@@ -22,9 +22,10 @@ check: .venv/made
 conformance: .venv/made $(OLDER)/made
 	$(BIN)/python tests/bench_conformance.py --other $(OLDER)/bin/python
 
-deepspeed: .venv/made
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,deepspeed]'
+extras: .venv/made
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,deepspeed,4bit]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -k deepspeed tests/test_launchers.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_four_bit.py tests/test_optimizer.py
 
 licences: .venv/made
 	$(BIN)/python tests/bench_licences.py

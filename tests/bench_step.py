@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from bench_wan_full_size import tuned
 
+from motionlora.heads.compiled import compiled as compiling
 from motionlora.heads.positions import sparse_positions
 from motionlora.heads.tiny import TINY
 from motionlora.heads.wan import WanBackbone
@@ -111,11 +111,8 @@ def timed(
     compiled: bool,
 ) -> tuple[float, float | None]:
     """Median seconds of a step after two that warm up, and GiB at the peak."""
-    with step_of(model, frames, rank, device, dtype) as (backbone, _, step):
-        transformer: Any = backbone.transformer
-        transformer.set_attention_backend(attention)
-        if compiled:
-            transformer.compile_repeated_blocks()
+    with step_of(model, frames, rank, device, dtype) as (backbone, _, step), compiling(backbone.transformer, compiled):
+        backbone.use_attention(attention)
         gpu, found = device.type == "cuda", []
         for number in range(steps + 2):
             if gpu:

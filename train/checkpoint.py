@@ -22,6 +22,7 @@ from torch import Tensor
 
 from motionlora.data.errors import InputError, StorageError
 from motionlora.train.identity import versions
+from motionlora.train.optimizer import counted_by_int
 
 STAGES = ("spatial", "temporal")
 LORA, MOMENTS, STATE = "lora.safetensors", "optimizer.safetensors", "state.json"
@@ -157,7 +158,7 @@ def drop_newer(path: Path) -> list[Path]:
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW's `exp_avg`, `exp_avg_sq` and `step` as `<parameter>|<moment>`; parameters in the order of `names`."""
+    """What AdamW keeps, `exp_avg`, `exp_avg_sq` and `step` say, as `<parameter>|<moment>`; parameters as in `names`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         f"{name}|{moment}": torch.as_tensor(value)
@@ -173,6 +174,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], moments:
         name, moment = key.split("|")
         state.setdefault(names.index(name), {})[moment] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    counted_by_int(optimizer)
 
 
 def restore_random(state: str) -> None:
@@ -189,7 +191,8 @@ def _order(path: Path) -> tuple[int, int]:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Each its own: tables that moments in 8 bits share cannot be shared in a file.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _hash_of(state: dict[str, Any]) -> str:

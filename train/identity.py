@@ -12,6 +12,8 @@ IRRELEVANT = (
     "expert", "clips", "together",
 )  # fmt: skip
 """Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
+LATER = ("compile", "optimizer")
+"""Settings that came after the first files: at their default they are left out, so that older runs can be continued."""
 
 
 def identity(settings: TrainSettings, stage: str, **content: str) -> dict[str, Any]:
@@ -19,6 +21,9 @@ def identity(settings: TrainSettings, stage: str, **content: str) -> dict[str, A
     flat = flattened(settings.model_dump(mode="json"))
     apart = ("validation.", "temporal." if stage == "spatial" else "spatial.")
     kept = {name: value for name, value in flat.items() if name not in IRRELEVANT and not name.startswith(apart)}
+    for name in LATER:
+        if kept[name] == TrainSettings.model_fields[name].default:
+            del kept[name]
     return kept | content
 
 

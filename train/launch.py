@@ -171,6 +171,10 @@ def refuse_other_numbers(accelerator: "Accelerator", settings: TrainSettings) ->
                 f"DeepSpeed puts the LoRA itself into {settings.mixed_precision} for mixed_precision: set "
                 "--mixed-precision no, and --dtype bf16 for a base in bf16 under a LoRA in fp32."
             )
+        if settings.compile or settings.optimizer != "adamw":
+            raise InputError(
+                "DeepSpeed was tried with plain blocks and torch's AdamW alone: leave --compile and --optimizer out."
+            )
         clipping = 1.0 if plugin.gradient_clipping in ("auto", None) else float(plugin.gradient_clipping)
         pairs.append(("max_grad_norm", clipping, settings.max_grad_norm))
     for name, launched, wanted in pairs:

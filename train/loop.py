@@ -16,11 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from motionlora.data.errors import Stopped as Stopped
+from motionlora.heads.compiled import compiled, plain
 from motionlora.heads.short_text import folding
 from motionlora.train.bad_steps import BadSteps
 from motionlora.train.checkpoint import Checkpoint, moments_of, restore_moments, restore_random, save_checkpoint
 from motionlora.train.journal import Journal, journal
 from motionlora.train.noise import keyed_generator
+from motionlora.train.optimizer import new_optimizer
 from motionlora.train.settings import SpatialSettings, TemporalSettings, TrainSettings
 from motionlora.train.stages import Stage
 from motionlora.train.zero import is_split, put_back, whole_moments, whole_weights
@@ -56,12 +58,14 @@ def fit(
         StorageError: a checkpoint or the log cannot be written.
     """
     settings, first = run.settings, start.step if start else 0
-    optimizer = torch.optim.AdamW(layers.parameters(), lr=stage.settings.lr, weight_decay=stage.settings.weight_decay)
+    how = {"lr": stage.settings.lr, "weight_decay": stage.settings.weight_decay}
+    optimizer = new_optimizer(settings.optimizer, layers.parameters(), **how)
     if start:
         layers.load(start.lora)
     book = journal(settings, stage.name, run.accelerator, first=first, offset=run.offset)
     with (
         folding(model.transformer),
+        compiled(model.transformer, settings.compile),
         prepared(model, optimizer, run.accelerator) as (trained, stepper),
         progress_bar(stage, first, run.accelerator) as bar,
         stopping() as stop,
@@ -85,7 +89,8 @@ def fit(
                         code,
                     )
             if settings.validation.every and done % settings.validation.every == 0:
-                run.validate(done)
+                with plain():
+                    run.validate(done)
         return whole_state(layers, run.accelerator)
 
 

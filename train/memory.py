@@ -8,7 +8,8 @@ low     blocks are run once more for the backward pass (every `recompute_every`-
 lowest  every block is run once more, and the blocks' linear layers wait in main memory in fp8 (e4m3), coming to the GPU
         one by one: other numbers than with the base in bf16, and slower by what the way over PCIe takes. On a CPU they
         stay where they are.
-auto    the first of these but 4bit that `motionlora plan` predicts to fit, which is said.
+auto    the first of these but 4bit that `motionlora plan` predicts to fit, which is said; with --compile of fast and
+        low alone.
 
 All but `fast` are tried on a CPU alone, with layers that wait on a disk; the time that they take on a GPU is not known.
 """
@@ -49,7 +50,8 @@ def plans_of(settings: TrainSettings, outline: WanOutline, dtype: torch.dtype, c
 
     Text encoder and VAE are left out: they are gone before the network comes.
     """
-    wanted: tuple[Mode, ...] = AUTO if settings.memory == "auto" else (settings.memory,)
+    auto: tuple[Mode, ...] = ("fast", "low") if settings.compile else AUTO
+    wanted = auto if settings.memory == "auto" else (settings.memory,)
     plans: dict[Mode, Plan] = {}
     for mode in wanted:
         memory = memory_of(mode, settings.recompute_every, gpu=card.gpu)
@@ -70,9 +72,10 @@ def fitting(
     plans = plans_of(settings, outline, dtype, card)
     mode = list(plans)[-1]
     if not card.holds(plans[mode].peak_bytes):
+        last = "leave --compile out" if settings.compile else "try it with --memory lowest all the same"
         raise InputError(
             f"The run fits on {card.name} in no mode of memory (predicted: {needed(plans, card)}): take fewer frames, "
-            "a smaller size or batch, or try it with --memory lowest all the same."
+            f"a smaller size or batch, or {last}."
         )
     say(f"Memory: auto takes {mode} (predicted: {needed(plans, card)}).")
     return mode

@@ -167,9 +167,10 @@ def table(plan: Plan, card: Card) -> str:
             f"{size(plan.bytes_in(part)):>11}"
         )
     trained = max((part.cost.parameters for part in plan.parts), default=0)
+    nbytes = max((part.cost.trained_bytes for part in plan.parts), default=0)
     lines += [
         f"{plan.model}: {size(plan.frozen_bytes)} of frozen weights on the device, {trained:,} trained numbers in the "
-        f"larger stage (half of the heads where they are split), {size(16 * trained)} with gradients and moments.",
+        f"larger stage (half of the heads where they are split), {size(nbytes)} with masks, gradients and moments.",
         in_short(plan, card) + ".",
     ]
     return "\n".join(lines)

@@ -8,10 +8,11 @@ import torch
 
 from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError
-from motionlora.heads.memory import refuse_absent
+from motionlora.heads.memory import ROUNDED, refuse_absent
 from motionlora.infer.pairs import clips_in
 from motionlora.infer.private import refuse_secrets
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
+from motionlora.train.optimizer import refuse_absent_optimizer
 from motionlora.train.settings import TrainSettings
 from motionlora.train.stages import check_stride
 
@@ -36,6 +37,12 @@ def refuse_early(settings: TrainSettings) -> None:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for and torch sees no GPU: set it to auto or cpu.")
     refuse_absent(settings.memory)
+    refuse_absent_optimizer(settings.optimizer)
+    if settings.compile and settings.memory in ROUNDED:
+        raise InputError(
+            f"--compile does not go with --memory {settings.memory}, whose weights change while a block runs: leave "
+            "one of them out."
+        )
     if settings.tracker != "none" and find_spec(settings.tracker) is None:
         raise InputError(f"tracker {settings.tracker} is not installed: pip install 'motionlora[{settings.tracker}]'.")
     trained = [name for name in settings.stages if name != "heads"]

@@ -19,6 +19,7 @@ from motionlora.heads.positions import sparse_positions
 from motionlora.heads.score import scoring
 from motionlora.heads.wan_outline import META, WanOutline
 from motionlora.train.count import Count, counting
+from motionlora.train.optimizer import MOMENT_BYTES
 from motionlora.train.stages import Stage
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ input), so that two counts tell those of any number of blocks."""
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs, of which in attention; bytes on the device beside the base's weights, at the peak; numbers trained."""
+    """FLOPs, of which in attention; bytes on the device beside the base's weights, at the peak; numbers trained; bytes
+    of their layers with gradients and moments."""
 
     flops: int
     nbytes: int
     attention_flops: int = 0
     parameters: int = 0
+    trained_bytes: int = 0
 
     def toward(self, more: Cost, share: float) -> Cost:
         """The point on the line from this cost to `more`: 0 is here, 1 is there."""
@@ -159,9 +162,11 @@ class Rehearsal:
                     stage.loss(model, stage.point(generator), stage.told(generator)).total.backward()
 
         count = counted(gradients)
-        moments = 2 * sum(weight.nbytes for weight in layers.parameters())
+        weights = sum(weight.numel() for weight in layers.parameters())
+        moments = MOMENT_BYTES[settings.optimizer] * weights
         resting = bytes_of(transformer) - base + moments + stage.latents.nbytes
-        return Cost(count.flops, resting + count.peak_bytes, count.attention_flops, layers.parameter_count())
+        numbers = layers.parameter_count(), 8 * weights + moments
+        return Cost(count.flops, resting + count.peak_bytes, count.attention_flops, *numbers)
 
     def _of_all_blocks(self, work: Callable[[WanBackbone], Cost]) -> Cost:
         low, high = (count * max(self.memory.recompute_every, 1) for count in TRACED)

@@ -17,6 +17,7 @@ StageName = Literal["heads", "spatial", "temporal"]
 Motion = Literal["frame", "channel", "code", "none"]
 Weighting = Literal["release", "none"]
 ExpertChoice = Literal["high", "low", "both"]
+OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
 PositionKind = Literal["none", "paper", "paper_pixel", "linear", "aligned"]
 
 
@@ -126,6 +127,8 @@ class TrainSettings(Settings):
     """Noise levels of both stages."""
     validation: ValidationSettings = ValidationSettings()
     """Clips made on the way."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw` of torch, in one kernel (`adamw_fused`), or with moments in 8 bits (`adamw_8bit`: motionlora[4bit])."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: level, or a half cosine down to 0 at the last step."""
     warmup: int = Field(default=0, ge=0)
@@ -141,6 +144,8 @@ class TrainSettings(Settings):
     predicted to fit, never 4bit."""
     recompute_every: int = Field(default=1, ge=1)
     """Of `low`: every how many blocks one is run twice; 1 spares most."""
+    compile: bool = False
+    """Blocks compiled by torch.compile: a step takes less time, the first one minutes; the last digits differ."""
     checkpoint_every: int = Field(default=250, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
