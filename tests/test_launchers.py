@@ -150,6 +150,27 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(
     assert {path.name for path in one.paths.values()} <= {path.name for path in whole.iterdir()}
 
 
+def test_two_processes_learn_the_same_by_compiled_blocks(settings: TrainSettings, tmp_path: Path) -> None:
+    run = changed(settings, compile=True, stages=("heads", "temporal"), out=tmp_path / "run")
+    assert two_processes(traced_training, run) == [0, 0]
+    assert len(list(run.out.glob("graphs-*"))) == 2, "each process has compiled"
+    plain = changed(run, compile=False, out=tmp_path / "plain", gradient_accumulation=2)
+    train(plain, say=lambda line: None)
+    for name, weight in weights(plain.out, "temporal").items():
+        torch.testing.assert_close(weights(run.out, "temporal")[name], weight, atol=0.005 * LR, rtol=1e-3)
+
+
+def traced_training(rank: int, settings: TrainSettings) -> None:
+    """Trains by blocks that are traced; their kernels are the plain ones, so that it takes seconds."""
+    from torch._dynamo.utils import counters
+
+    warnings.filterwarnings("ignore", "The .grad attribute")  # torch.compile looks at whatever comes in
+    torch.compiler.set_default_backend("aot_eager")
+    training(rank, settings)
+    if counters["stats"]["unique_graphs"]:
+        (settings.out / f"graphs-{rank}").touch()
+
+
 def test_both_experts_by_two_processes_are_those_of_one(
     settings: TrainSettings, experts_folder: Path, tmp_path: Path
 ) -> None:
