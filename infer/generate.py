@@ -16,6 +16,7 @@ import torch
 
 from motionlora.data.cache import replacing
 from motionlora.data.clip import Clip, write_clip
+from motionlora.heads.compiled import compiled
 from motionlora.heads.context_parallel import sharing
 from motionlora.heads.memory import sampling_memory
 from motionlora.infer import sample as walks
@@ -34,6 +35,7 @@ from motionlora.infer.order import (
     chosen_dtype,
     open_folder,
     ordered,
+    refuse_uncompilable,
     settled,
 )
 from motionlora.infer.order import slug as slug
@@ -72,6 +74,7 @@ def generate(
     """
     watch, say = Stopwatch(), workers.heard(say)
     refuse_alone_or_crowded(settings, workers.count)
+    refuse_uncompilable(settings)
     orders, device = ordered(settings), chosen_device(settings.device)
     moves, guidance = read_reference(settings, say), steering_of(settings, len(orders))
     loras = asked_loras(settings)
@@ -100,7 +103,7 @@ def generate(
             reference = replace(reference, kept=replace(reference.kept, folder=None))
     say(announcement(settings, orders, loras, model, workers.count))
     about |= {"device": str(device), "processes": workers.count}
-    with sharing(model, workers.count):
+    with sharing(model, workers.count), compiled(model.transformer, settings.compile):
         for number, order in enumerate(orders, 1):
             progress = walks.SILENT if workers.index else walks.Bar(f"clip {number}/{len(orders)}")
             latent, effort = _walked(settings, guidance, order, model, prompts, reference, watch, progress)

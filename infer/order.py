@@ -18,6 +18,7 @@ from motionlora.heads.lora_file import load_lora
 from motionlora.heads.memory import Mode, refuse_absent
 from motionlora.heads.settings import Expert
 from motionlora.heads.wan_folder import boundary_of, found_folder
+from motionlora.infer.guide_none import NoGuidance
 from motionlora.infer.settings import GenerateSettings, SampleSettings, lora_choice
 
 if TYPE_CHECKING:
@@ -156,6 +157,18 @@ def ordered(settings: GenerateSettings) -> list[Order]:
             raise InputError(f"{came}, {order.path.name}: make each clip once, or each in a call with its own --out.")
         taken[name] = order
     return orders
+
+
+def refuse_uncompilable(settings: GenerateSettings) -> None:
+    """InputError where blocks cannot be compiled: something looks into them, or moves or splits their weights."""
+    looks = {"--guidance": not isinstance(settings.guidance, NoGuidance), "--positions": settings.positions is not None}
+    moves = {"--memory": settings.memory != "fast", "--context-parallel": settings.context_parallel != "none"}
+    odd = [name for name, there in (looks | moves).items() if there]
+    if settings.compile and odd:
+        raise InputError(
+            f"--compile does not go with {odd[0]}: leave it out, or make clips without guidance, with --memory fast, "
+            "in one process."
+        )
 
 
 def slug(caption: str) -> str:

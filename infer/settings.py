@@ -87,6 +87,8 @@ class GenerateSettings(Settings):
     memory: MemoryMode = "fast"
     """What is given for memory: `fast` nothing, `low` time, `4bit` digits, `lowest` both; `auto`: the first that is
     predicted to fit, never 4bit."""
+    compile: bool = False
+    """Blocks compiled by torch.compile: the first step takes minutes, the others less; the last digits differ."""
     cache: Path | None = Path("runs/cache")
     """Prompts are kept here, found by content; none computes them anew."""
     limits: Limits = Field(default=Limits(), exclude=True)

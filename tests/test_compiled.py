@@ -14,6 +14,7 @@ from test_train import changed, clip, equal, interrupt_at, quiet, recipe, weight
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
+from motionlora.data.clip import read_clip
 from motionlora.data.errors import InputError
 from motionlora.heads import compiled as room
 from motionlora.heads.capture import layers_of
@@ -22,7 +23,12 @@ from motionlora.heads.load import load_model
 from motionlora.heads.lora import attach
 from motionlora.heads.tiny import TINY
 from motionlora.heads.wan_outline import outline_of
+from motionlora.infer.generate import generate
+from motionlora.infer.guide_flowmotion import FlowMotion
+from motionlora.infer.order import refuse_uncompilable
+from motionlora.infer.settings import GenerateSettings, SampleSettings
 from motionlora.train.cards import Card
+from motionlora.train.command import settings_of
 from motionlora.train.identity import identity, refuse_changes
 from motionlora.train.launch import refuse_other_numbers
 from motionlora.train.loop import Stopped
@@ -62,7 +68,9 @@ def eager(lesson: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 def test_both_stages_learn_the_same_by_compiled_blocks(lesson, eager, graphs, tmp_path) -> None:
-    result = train(changed(lesson, out=tmp_path / "run"), say=quiet)
+    told: list[str] = []
+    result = train(changed(lesson, out=tmp_path / "run"), say=told.append)
+    assert sum("compiled in the first step" in line for line in told) == 2, "the first step is slow: it is said why"
     assert graphs() >= 2
     assert not counters["graph_break"]
     for stage in ("spatial", "temporal"):
@@ -210,3 +218,40 @@ def test_auto_does_not_take_what_cannot_be_compiled(lesson, monkeypatch) -> None
     assert list(plans_of(changed(auto, compile=False), any_model, torch.float32, small)) == ["fast", "low", "lowest"]
     with pytest.raises(InputError, match="or leave --compile out"):
         fitting(auto, any_model, torch.float32, small, quiet)
+
+
+@pytest.mark.parametrize("kind", ["twin", "experts"])
+def test_clips_of_compiled_blocks_are_those_of_plain_ones(
+    twin_folder, experts_folder, strong_lora, graphs, tmp_path, kind
+) -> None:
+    """Two captions of different lengths and, where there are two experts, each with its own numbers."""
+    model, on = {"twin": (twin_folder, ""), "experts": (experts_folder, "@high")}[kind]
+    settings = GenerateSettings(
+        model=str(model), caption=("a red star", "a circle"),
+        lora=(f"{strong_lora}:1.0{on}",), frames=9, height=32, width=32, fps=12.0, cache=None, device="cpu",
+        sample=SampleSettings(steps=3, scale=3.0, lora_until=None if on else 0.5),
+    )  # fmt: skip
+    plain_clips = generate(settings.model_copy(update={"out": tmp_path / "plain"}), quiet)
+    assert not graphs()
+    found = generate(settings.model_copy(update={"out": tmp_path / "compiled", "compile": True}), quiet)
+    assert graphs() >= 2, "with the LoRA and where it rests"
+    assert not counters["graph_break"]
+    for one, other in zip(found, plain_clips, strict=True):
+        off = read_clip(one).pixels.astype(int) - read_clip(other).pixels
+        assert abs(off).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("--guidance", {"guidance": FlowMotion()}),
+        ("--positions", {"positions": Path("found.safetensors")}),
+        ("--memory", {"memory": "low"}),
+        ("--context-parallel", {"context_parallel": "ulysses"}),
+    ],
+)
+def test_clips_that_cannot_be_made_by_compiled_blocks_are_refused(name, change) -> None:
+    refuse_uncompilable(GenerateSettings().model_copy(update=change))
+    refuse_uncompilable(settings_of("generate", ["--caption", "a circle", "--compile"]))
+    with pytest.raises(InputError, match=f"--compile does not go with {name}: "):
+        refuse_uncompilable(GenerateSettings(compile=True).model_copy(update=change))

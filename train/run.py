@@ -193,12 +193,13 @@ def _announce(shop: Workshop, stage: Stage, layers: MotionLoraHandle, start: Che
         f"{clip.frames} single frames" if stage.name == "spatial" else f"{4 * grid.frames - 3} of {clip.frames} frames"
     )
     frames += f" of each of {len(shop.clips)} clips" if len(shop.clips) > 1 else ""
+    slow = "; blocks are compiled in the first step, which may take minutes" if shop.settings.compile else ""
     since = f"from step {start.step + 1}, " if start else ""
     shop.say(
         f"{stage.name} stage: {frames} of {clip.width}x{clip.height}, {grid.tokens} tokens "
         f"({grid.frames} x {grid.height} x {grid.width}), {int(stage.chosen.sum())} of {stage.chosen.size} heads, "
         f"{count:,} trainable parameters; {since}{stage.settings.steps} steps on {shop.accelerator.device}; "
-        f"checkpoints, logs and {path.name} go to {shop.settings.out}"
+        f"checkpoints, logs and {path.name} go to {shop.settings.out}{slow}"
     )
 
 
