@@ -70,6 +70,16 @@ def test_a_step_of_all_blocks_follows_from_those_of_two_models(outline: WanOutli
     assert run.step(stage) == run._step(stage, run.model)
 
 
+def test_moments_in_8_bits_take_2_bytes_of_a_weight_in_place_of_8(outline: WanOutline) -> None:
+    run, spared = rehearsal(outline), rehearsal(outline, optimizer="adamw_8bit")
+    layers = 4 * run.model.blocks  # q, k, v and o
+    width = run.model.heads * run.model.head_dim
+    weights = layers * run.settings.lora.rank * 2 * width
+    cost, less = run.step("temporal"), spared.step("temporal")
+    assert (cost.trained_bytes, less.trained_bytes) == (16 * weights, 10 * weights)
+    assert cost.nbytes - less.nbytes == 6 * weights
+
+
 def test_dropped_captions_cost_what_captions_cost(outline: WanOutline) -> None:
     dropped = rehearsal(outline, temporal={**SMALL["temporal"], "caption_dropout": 0.5}).step("temporal")
     assert dropped.flops == rehearsal(outline).step("temporal").flops

@@ -170,7 +170,8 @@ def table(plan: Plan, card: Card) -> str:
     nbytes = max((part.cost.trained_bytes for part in plan.parts), default=0)
     lines += [
         f"{plan.model}: {size(plan.frozen_bytes)} of frozen weights on the device, {trained:,} trained numbers in the "
-        f"larger stage (half of the heads where they are split), {size(nbytes)} with masks, gradients and moments.",
+        f"larger stage (half of the heads where they are split), whose layers take {size(nbytes)} with gradients and "
+        "moments.",
         in_short(plan, card) + ".",
     ]
     return "\n".join(lines)
