@@ -651,8 +651,77 @@ NOTHING_IN_SILENCE = [
     ),
 ]  # fmt: skip
 
+COMPILED, OPTIMISER = "test_compiled.py::test_", "test_optimizer.py::test_"
+SAME_BLOCKS = (f"{COMPILED}both_stages_learn_the_same_by_compiled_blocks",)
+LEFT = (f"{COMPILED}nothing_is_left_behind",)
+BEGUN = (f"{COMPILED}a_run_goes_on_as_it_was_begun_and_older_ones_count_as_plain",)
+UNCOMPILABLE = (f"{COMPILED}clips_that_cannot_be_made_by_compiled_blocks_are_refused",)
+DIFFERENT_KERNELS = [
+    Bug(
+        "--compile reaches the run", "it is not passed on", "train/loop.py",
+        "compiled(model.transformer, settings.compile)", "compiled(model.transformer, False)", SAME_BLOCKS,
+    ),
+    Bug(
+        "compiled blocks are plain again after the run", "they stay", "heads/compiled.py",
+        "            block._compiled_call_impl = None\n", "            pass\n", LEFT,
+    ),
+    Bug(
+        "blocks that would go on uncompiled are an error", "torch warns and goes on", "heads/compiled.py",
+        "fail_on_recompile_limit_hit=True", "fail_on_recompile_limit_hit=False",
+        (f"{COMPILED}blocks_that_would_go_on_uncompiled_are_an_error",),
+    ),
+    Bug(
+        "a machine without a compiler is a sentence", "torch's error comes through", "heads/compiled.py",
+        "except (TorchDynamoException, FailOnRecompileLimitHit) as error:", "except FailOnRecompileLimitHit as error:",
+        (f"{COMPILED}without_a_compiler_one_sentence_says_what_to_do",),
+    ),
+    Bug(
+        "clips on the way are made by plain blocks", "they are compiled, too", "train/loop.py",
+        "                with plain():\n", "                if True:\n",
+        (f"{COMPILED}clips_on_the_way_are_made_by_the_plain_blocks",),
+    ),
+    Bug(
+        "a run goes on with the kernels it was begun with", "any will do", "train/identity.py",
+        '"expert", "clips", "together",\n', '"expert", "clips", "together", "compile",\n', BEGUN,
+    ),
+    Bug(
+        "older runs go on", "what they do not name is a change", "train/identity.py",
+        "            del kept[name]\n", "            pass\n", BEGUN,
+    ),
+    Bug(
+        "no clip is made by compiled blocks that a guidance looks into", "it is tried", "infer/order.py",
+        '"--guidance": not isinstance(settings.guidance, NoGuidance)', '"--guidance": False', UNCOMPILABLE,
+    ),
+    Bug(
+        "blocks whose weights wait elsewhere are not compiled", "it is tried", "train/refusals.py",
+        "if settings.compile and settings.memory in ROUNDED:", "if settings.compile and settings.memory == 'lowest':",
+        (f"{COMPILED}what_does_not_go_with_compiled_blocks_is_refused",),
+    ),
+    Bug(
+        "auto takes nothing that cannot be compiled", "it takes lowest", "train/memory.py",
+        '("fast", "low") if settings.compile else AUTO', "AUTO",
+        (f"{COMPILED}auto_does_not_take_what_cannot_be_compiled",),
+    ),
+    Bug(
+        "DeepSpeed gets no other optimiser", "it does", "train/launch.py",
+        'if settings.compile or settings.optimizer != "adamw":', "if settings.compile:",
+        (f"{OPTIMISER}what_cannot_be_had_is_refused_before_anything_is_loaded",),
+    ),
+    Bug(
+        "an optimiser whose package is absent is refused", "it is not", "train/refusals.py",
+        "    refuse_absent_optimizer(settings.optimizer)\n", "",
+        (f"{OPTIMISER}what_cannot_be_had_is_refused_before_anything_is_loaded",),
+    ),
+    Bug(
+        "every optimiser decays weights as AdamW", "the default of torch is taken", "train/optimizer.py",
+        "return AdamW(parameters, lr=lr, weight_decay=weight_decay, ", "return AdamW(parameters, lr=lr, ",
+        (f"{OPTIMISER}steps_are_those_of_adamw_as_it_is_written[adamw]",),
+    ),
+]  # fmt: skip
+
 BUGS = {
     "LoRA files": LORA_FILES,
     "Nothing is lost": NOTHING_LOST,
     "Nothing goes wrong in silence": NOTHING_IN_SILENCE,
+    "Compiled blocks and optimisers": DIFFERENT_KERNELS,
 }
