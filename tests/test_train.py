@@ -201,6 +201,17 @@ def test_a_run_with_gradient_accumulation_resumes_bit_identical(settings, monkey
     assert draws[:3] == draws[3:]
 
 
+def test_an_attention_backend_changes_the_way_and_not_the_result(whole, settings, monkeypatch):
+    chosen, use = [], WanBackbone.use_attention
+    monkeypatch.setattr(WanBackbone, "use_attention", lambda model, name: (chosen.append(name), use(model, name)))
+    other = weights(train(changed(settings, attention="_native_math"), say=quiet), "temporal")
+    assert chosen == ["_native_math"]
+    for key, weight in weights(whole, "temporal").items():
+        torch.testing.assert_close(weight, other[key], atol=1e-4, rtol=1e-3)  # a hundredth of a step
+    with pytest.raises(InputError, match="Attention backend 'nothing' cannot be used"):
+        train(changed(settings, out=settings.out.with_name("other"), attention="nothing"), say=quiet)
+
+
 def test_gradient_checkpointing_changes_memory_and_not_the_result(whole, settings):
     other = weights(train(changed(settings, memory="low"), say=quiet), "temporal")
     for key, weight in weights(whole, "temporal").items():

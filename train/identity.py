@@ -12,7 +12,7 @@ IRRELEVANT = (
     "expert", "clips", "together",
 )  # fmt: skip
 """Settings that may change between a run and its continuation: they do not enter the numbers, or their content does."""
-LATER = ("compile", "optimizer")
+LATER = ("attention", "compile", "optimizer")
 """Settings that came after the first files: at their default they are left out, so that older runs can be continued."""
 
 

@@ -144,6 +144,8 @@ class TrainSettings(Settings):
     predicted to fit, never 4bit."""
     recompute_every: int = Field(default=1, ge=1)
     """Of `low`: every how many blocks one is run twice; 1 spares most."""
+    attention: str = "native"
+    """Attention backend of diffusers' dispatcher, one that knows the way back (`_native_flash`, `flash`, ...)."""
     compile: bool = False
     """Blocks compiled by torch.compile: a step takes less time, the first one minutes; the last digits differ."""
     checkpoint_every: int = Field(default=250, ge=1)

@@ -109,6 +109,8 @@ def opened(settings: TrainSettings, accelerator: "Accelerator", say: Callable[[s
         gc.collect()  # encoders have cycles, and would wait for the collector beside the network
         seconds["encode"] = round(time.perf_counter() - began, 2)
         model = load_model(settings.model, device=device, memory=memory, **how)
+        if settings.attention != "native":
+            model.use_attention(settings.attention)
         check_expert(model, settings)
         shop = Workshop(settings, accelerator, model, clips, say, memory, seconds)
         if accelerator.is_main_process:
