@@ -703,8 +703,8 @@ DIFFERENT_KERNELS = [
         (f"{COMPILED}auto_does_not_take_what_cannot_be_compiled",),
     ),
     Bug(
-        "DeepSpeed gets no other optimiser", "it does", "train/launch.py",
-        'if settings.compile or settings.optimizer != "adamw":', "if settings.compile:",
+        "what is split over processes gets no other optimiser", "it does", "train/launch.py",
+        '(settings.compile or settings.optimizer != "adamw")', "settings.compile",
         (f"{OPTIMISER}what_cannot_be_had_is_refused_before_anything_is_loaded",),
     ),
     Bug(

@@ -102,10 +102,11 @@ def test_accelerate_reads_its_files(file: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(CONFIGS / file))
-    kind = {"one_gpu": "NO", "multi_gpu": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    kind = {"one_gpu": "NO", "multi_gpu": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
     name = file.removeprefix("accelerate_").removesuffix(".yaml")
     assert str(getattr(config.distributed_type, "value", config.distributed_type)) == kind[name]
     assert (getattr(config, "deepspeed_config", None) or {}).get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+    assert (getattr(config, "fsdp_config", None) or {}).get("fsdp_version") == {"fsdp2": 2}.get(name)
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from motionlora.data.errors import InputError
 from motionlora.data.settings import as_yaml
 from motionlora.heads.four_bit import installed
-from motionlora.heads.lora import attach
 from motionlora.heads.lora_file import load_lora
-from motionlora.heads.wan import WanBackbone
-from motionlora.train import launch, loop
+from motionlora.train import fsdp, launch, loop
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
 from motionlora.train.experts import train_experts
 from motionlora.train.run import train
@@ -306,61 +302,89 @@ def by_deepspeed(settings: TrainSettings, zero: int, *words: str) -> None:
     subprocess.run(line, check=True, env=ENVIRONMENT, timeout=300)
 
 
-def sharded(rank: int, folder: Path, out: Path) -> None:
-    """Three steps of AdamW on a twin whose blocks are sharded by FSDP2; the gathered LoRA goes to `out`."""
-    from torch.distributed.fsdp import fully_shard
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "memory": "low", "gradient_accumulation": 2}])
+def test_fsdp2_ends_where_two_plain_processes_do_and_resumes_bit_identically(
+    settings: TrainSettings, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = changed(settings, **changes)
+    run, first, then = changed(settings, out=tmp_path / "run"), ("heads", "spatial"), ("temporal",)
+    assert two_processes(training, changed(settings, out=tmp_path / "plain")) == [0, 0]
+    for stages in (first, then):
+        assert two_processes(split_training, changed(run, stages=stages)) == [0, 0]
+    for stage in ("spatial", "temporal"):
+        plain, own = weights(tmp_path / "plain", stage), weights(run.out, stage)
+        assert plain.keys() == own.keys()
+        for name, weight in plain.items():
+            off = (own[name] - weight).abs()
+            assert off.mean() < 0.005 * LR if "dtype" not in changes else off.mean() < 0.05 * LR
+            assert ((own[name] == 0) == (weight == 0)).all(), name  # the masks hold
+    plain, own = (load_checkpoint(checkpoints(tmp_path / out / "checkpoints")[-1]).moments for out in ("plain", "run"))
+    assert plain.keys() == own.keys()
+    if changes:
+        return
+    for name, moment in plain.items():
+        torch.testing.assert_close(own[name], moment, atol=1e-6, rtol=2e-2)
+
+    again = changed(run, out=tmp_path / "again", checkpoint_every=100)
+    assert two_processes(split_training, changed(again, stages=first)) == [0, 0]
+    assert two_processes(split_training, changed(again, stages=then), terminate, (1, 1)) == [0, 0]
+    said = (again.out / "said-0").read_text()
+    assert "143 Stopped after step 2" in said
+    assert "accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 -m motionlora.train" in said
+    assert two_processes(split_training, changed(again, stages=then, resume="latest")) == [0, 0]
+    assert_equal(again.out, run.out)
+
+    other = changed(run, out=tmp_path / "other")  # what plain processes began
+    half = {**run.temporal.model_dump(), "steps": 2}
+    assert two_processes(training, changed(other, temporal=half)) == [0, 0]
+    assert two_processes(split_training, changed(other, stages=then, resume="latest")) == [0, 0]
+    for name, weight in weights(other.out, "temporal").items():
+        assert (weight - weights(run.out, "temporal")[name]).abs().mean() < 0.005 * LR
+
+
+def split_training(rank: int, *words: Any) -> None:
+    """As `accelerate launch --use_fsdp --fsdp_version 2` starts it; fails where nothing was split."""
     from torch.distributed.tensor import DTensor
 
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody changes in place
-    torch.distributed.init_process_group("gloo")
-    model, layers = stepped_model(folder)
-    transformer: Any = model.transformer
-    for block in transformer.blocks:
-        fully_shard(block)
-    fully_shard(transformer)
-    steps(model, layers)
-    assert all(isinstance(weight, DTensor) for weight in layers.parameters())
-    whole = {name: weight.detach().full_tensor() for name, weight in layers.named().items()}
-    if rank == 0:
-        save_file(whole, out)
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    step, kinds = loop.training_step, set[bool]()
+
+    def watched(stage: Any, model: Any, *rest: Any) -> Any:
+        kinds.update(isinstance(weight, DTensor) for weight in model.transformer.parameters())
+        return step(stage, model, *rest)
+
+    loop.training_step = watched
+    training(rank, *words)
+    assert kinds == {True}
 
 
-def stepped_model(folder: Path) -> Any:
-    model = WanBackbone.load(folder)
-    chosen = np.arange(12).reshape(3, 4) % 2 == 0
-    return model, attach(model.transformer, "temporal", chosen, rank=2, seed=0)
-
-
-def steps(model: WanBackbone, layers: Any) -> None:
-    optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-2, weight_decay=0.5)
-    latent = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    prompt = model.embed(["a red square"])
-    for _ in range(3):
-        model.velocity(latent, torch.tensor([0.5]), prompt).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def test_sharded_by_fsdp2_the_masks_hold_and_the_gathered_lora_is_the_whole_one(
-    twin_folder: Path, tmp_path: Path
-) -> None:
-    assert two_processes(sharded, twin_folder, tmp_path / "lora.safetensors") == [0, 0]
-    gathered = load_file(tmp_path / "lora.safetensors")
-    model, layers = stepped_model(twin_folder)
-    steps(model, layers)
-    for name, weight in layers.state().items():
-        torch.testing.assert_close(gathered[name], weight, atol=1e-6, rtol=1e-4)
-        assert (gathered[name][~layers._free(name)] == 0).all(), name
+@pytest.mark.slow
+def test_accelerate_launches_fsdp2_by_our_file(settings: TrainSettings, whole: Path, tmp_path: Path) -> None:
+    run = changed(settings, out=tmp_path / "run")
+    file = Path(__file__).parent.parent / "configs" / "accelerate_fsdp2.yaml"
+    for stages in (("heads", "spatial"), ("temporal",)):
+        (tmp_path / "run.yaml").write_text(as_yaml(changed(run, stages=stages), "train"))
+        command = ["accelerate.commands.launch", "--config_file", str(file), "--main_process_port", str(free_port())]
+        line = [sys.executable, "-m", *command, "-m", "motionlora.train", "--config", str(tmp_path / "run.yaml")]
+        subprocess.run(line, check=True, env=ENVIRONMENT, timeout=300)
+    for name, weight in weights(whole, "temporal").items():
+        torch.testing.assert_close(weights(run.out, "temporal")[name], weight, atol=0.005 * LR, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("variable", "words"),
-    [("ACCELERATE_USE_FSDP", "--memory lowest"), ("ACCELERATE_USE_DEEPSPEED", r"motionlora\[deepspeed\]")],
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "set fsdp_version to 2"),
+        ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "sets fsdp_offload_params"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, r"configs/accelerate_fsdp2\.yaml"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"motionlora\[deepspeed\]"),
+    ],
 )
 def test_a_launcher_that_cannot_work_is_refused(
-    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, words: str
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
-    monkeypatch.setenv(variable, "true")
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=words):
         train(changed(settings, out=tmp_path / "run"), say=print)
@@ -386,6 +410,29 @@ def test_numbers_of_the_launcher_that_differ_and_what_deepspeed_cannot_do_are_re
 ) -> None:
     whole = SimpleNamespace(**{"zero_stage": 2, "gradient_clipping": 1.0, **plugin})
     accelerator: Any = SimpleNamespace(gradient_accumulation_steps=1, state=SimpleNamespace(deepspeed_plugin=whole))
+    if words is None:
+        launch.refuse_other_numbers(accelerator, changed(settings, **changes))
+        return
+    with pytest.raises(InputError, match=words):
+        launch.refuse_other_numbers(accelerator, changed(settings, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "a second stage needs a start of its own"),
+        ({"stages": ("temporal",), "validation": {"every": 1}}, "--validation.every 0"),
+        ({"stages": ("temporal",), "compile": True}, "leave --compile and --optimizer out"),
+        ({"stages": ("temporal",), "optimizer": "adamw_fused"}, "leave --compile and --optimizer out"),
+        ({"stages": ("temporal",)}, None),
+    ],
+)
+def test_what_fsdp2_cannot_do_is_refused(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str | None
+) -> None:
+    monkeypatch.setenv(fsdp.OURS, "true")
+    state = SimpleNamespace(deepspeed_plugin=None)
+    accelerator: Any = SimpleNamespace(gradient_accumulation_steps=1, state=state, num_processes=2)
     if words is None:
         launch.refuse_other_numbers(accelerator, changed(settings, **changes))
         return

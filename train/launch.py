@@ -1,8 +1,8 @@
-"""How a run is launched: in one process or several, by DDP or DeepSpeed; what cannot work is refused, not tried.
+"""How a run is launched: in one process or several, by DDP, FSDP2 or DeepSpeed; what cannot work is refused, not tried.
 
 Several processes are started by `accelerate launch --multi_gpu --num_processes N` or `torchrun`, on a CPU too, where
 they talk over gloo (`accelerate launch --cpu --num_processes 2` starts one process without a word). Under DDP and
-ZeRO-2 every process has the whole base. DDP, ZeRO-2 and ZeRO-3 are tested on a CPU, none of them on GPUs.
+ZeRO-2 every process has the whole base. DDP, ZeRO-2, ZeRO-3 and FSDP2 are tested on a CPU, none of them on GPUs.
 """
 
 import os
@@ -18,6 +18,7 @@ import torch
 
 from motionlora.data.errors import InputError, Stopped
 from motionlora.train.checkpoint import checkpoints
+from motionlora.train.fsdp import OURS, flag, is_sharded, take_over
 from motionlora.train.private import needed_again
 from motionlora.train.settings import TrainSettings
 
@@ -41,6 +42,7 @@ def new_accelerator(settings: TrainSettings) -> "Accelerator":
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     _refuse_launcher()
+    take_over()
     cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
     deepspeed = flag("ACCELERATE_USE_DEEPSPEED")
     accelerator = Accelerator(
@@ -69,7 +71,7 @@ def resume_command(settings: TrainSettings, processes: int, plugin: Any = None) 
     """The command line that continues a run, with as many processes; `plugin` is accelerate's of DeepSpeed."""
     launcher = "motionlora train"
     if processes > 1 or plugin is not None:
-        how = "--multi_gpu"
+        how = "--use_fsdp --fsdp_version 2" if flag(OURS) else "--multi_gpu"
         if plugin is not None:
             how = f"--use_deepspeed --zero_stage {plugin.zero_stage} --gradient_clipping {settings.max_grad_norm:g}"
             how += f" --gradient_accumulation_steps {settings.gradient_accumulation}"
@@ -145,10 +147,9 @@ def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
 
 def _refuse_launcher() -> None:
     """InputError for what `accelerate launch` asks for by its variables and this run cannot do."""
-    if flag("ACCELERATE_USE_FSDP") or flag("ACCELERATE_USE_MEGATRON_LM"):
+    if flag("ACCELERATE_USE_MEGATRON_LM"):
         raise InputError(
-            "FSDP and Megatron split the LoRA in a way that is not saved here: launch with "
-            "configs/accelerate_multi_gpu.yaml, and take --memory lowest where the base does not fit."
+            "Megatron splits the LoRA in a way that is not saved here: launch with configs/accelerate_fsdp2.yaml."
         )
     if flag("ACCELERATE_USE_DEEPSPEED") and find_spec("deepspeed") is None:
         raise InputError(
@@ -171,29 +172,25 @@ def refuse_other_numbers(accelerator: "Accelerator", settings: TrainSettings) ->
                 f"DeepSpeed puts the LoRA itself into {settings.mixed_precision} for mixed_precision: set "
                 "--mixed-precision no, and --dtype bf16 for a base in bf16 under a LoRA in fp32."
             )
-        if settings.compile or settings.optimizer != "adamw":
-            raise InputError(
-                "DeepSpeed was tried with plain blocks and torch's AdamW alone: leave --compile and --optimizer out."
-            )
         clipping = 1.0 if plugin.gradient_clipping in ("auto", None) else float(plugin.gradient_clipping)
         pairs.append(("max_grad_norm", clipping, settings.max_grad_norm))
+    if (plugin is not None or is_sharded(accelerator)) and (settings.compile or settings.optimizer != "adamw"):
+        raise InputError(
+            "DeepSpeed and FSDP2 were tried with plain blocks and torch's AdamW alone: leave --compile and --optimizer "
+            "out."
+        )
     for name, launched, wanted in pairs:
         if launched != wanted:
             raise InputError(
                 f"The launcher sets {launched:g} where {name} is {wanted:g}: make the two equal, in accelerate's file "
                 f"or by --{name.replace('_', '-')}."
             )
-    if plugin is None or plugin.zero_stage < 3:
+    if not is_sharded(accelerator) and (plugin is None or plugin.zero_stage < 3):
         return
     split = settings.heads.heads == "split" and settings.spatial.steps > 0
     if settings.validation.every or (split and {"spatial", "temporal"} <= set(settings.stages)):
         raise InputError(
-            "ZeRO-3 leaves every process a part of the base, so that no validation can be made on the way and a second "
-            "stage needs a start of its own: set --validation.every 0, and train --stages heads spatial first, then "
-            "--stages temporal in the same --out."
+            "ZeRO-3 and FSDP2 leave every process a part of the base, so that no validation can be made on the way and "
+            "a second stage needs a start of its own: set --validation.every 0, and train --stages heads spatial "
+            "first, then --stages temporal in the same --out."
         )
-
-
-def flag(name: str) -> bool:
-    """Whether the launcher set one of accelerate's variables."""
-    return os.environ.get(name, "false").lower() in ("1", "true")

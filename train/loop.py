@@ -18,6 +18,7 @@ from tqdm import tqdm
 from motionlora.data.errors import Stopped as Stopped
 from motionlora.heads.compiled import compiled, plain
 from motionlora.heads.short_text import folding
+from motionlora.train import fsdp, zero
 from motionlora.train.bad_steps import BadSteps
 from motionlora.train.checkpoint import Checkpoint, moments_of, restore_moments, restore_random, save_checkpoint
 from motionlora.train.journal import Journal, journal
@@ -25,7 +26,6 @@ from motionlora.train.noise import keyed_generator
 from motionlora.train.optimizer import new_optimizer
 from motionlora.train.settings import SpatialSettings, TemporalSettings, TrainSettings
 from motionlora.train.stages import Stage
-from motionlora.train.zero import is_split, put_back, whole_moments, whole_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,15 +58,13 @@ def fit(
         StorageError: a checkpoint or the log cannot be written.
     """
     settings, first = run.settings, start.step if start else 0
-    how = {"lr": stage.settings.lr, "weight_decay": stage.settings.weight_decay}
-    optimizer = new_optimizer(settings.optimizer, layers.parameters(), **how)
     if start:
         layers.load(start.lora)
     book = journal(settings, stage.name, run.accelerator, first=first, offset=run.offset)
     with (
         folding(model.transformer),
         compiled(model.transformer, settings.compile),
-        prepared(model, optimizer, run.accelerator) as (trained, stepper),
+        prepared(model, stage, layers, run) as (trained, stepper),
         progress_bar(stage, first, run.accelerator) as bar,
         stopping() as stop,
     ):
@@ -116,7 +114,8 @@ def training_step(
             accelerator.backward(parts.total)
             if accelerator.sync_gradients:
                 # DeepSpeed clips by itself and may not tell.
-                norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.max_grad_norm) or norm
+                weights = optimizer.param_groups[0]["params"]
+                norm = fsdp.gathered(accelerator.clip_grad_norm_(weights, settings.max_grad_norm)) or norm
                 if good := run.bad.good(step, parts.total, norm, accelerator):
                     optimizer.step()
             optimizer.zero_grad()
@@ -143,8 +142,8 @@ def learning_rate(settings: TrainSettings, stage: SpatialSettings | TemporalSett
 def save(stage: Stage, layers: "MotionLoraHandle", stepper: Any, step: int, run: Run) -> Path:
     """Write a checkpoint (main process only) and return its folder; `stepper` is AdamW as accelerate wraps it."""
     lora = whole_state(layers, run.accelerator)
-    split = is_split(run.accelerator)
-    moments = whole_moments(layers.named(), stepper) if split else moments_of(stepper.optimizer, list(lora))
+    splits = splitter(run.accelerator)
+    moments = splits.whole_moments(layers.named(), stepper) if splits else moments_of(stepper.optimizer, list(lora))
     checkpoint = Checkpoint(stage.name, step, lora, moments, run.identity)
     folder = run.settings.out / "checkpoints"
     if run.accelerator.is_main_process:
@@ -157,31 +156,48 @@ def resume_moments(
     layers: "MotionLoraHandle", stepper: Any, moments: dict[str, Tensor], accelerator: "Accelerator"
 ) -> None:
     """Gives the optimiser the moments of a checkpoint, whichever launcher made it."""
-    if is_split(accelerator):
-        put_back(layers.named(), stepper, moments)
+    if splits := splitter(accelerator):
+        splits.put_back(layers.named(), stepper, moments)
     else:
         restore_moments(stepper.optimizer, list(layers.named()), moments)
 
 
 def whole_state(layers: "MotionLoraHandle", accelerator: "Accelerator") -> dict[str, Tensor]:
-    """The LoRA's tensors, gathered where DeepSpeed splits them over processes."""
-    return whole_weights(layers.named()) if is_split(accelerator) else layers.state()
+    """The LoRA's tensors, gathered where they are split over processes."""
+    splits = splitter(accelerator)
+    return splits.whole_weights(layers.named()) if splits else layers.state()
+
+
+def splitter(accelerator: "Accelerator") -> Any:
+    """What knows how weights and moments are split over processes, DeepSpeed's or FSDP2's; None where all are whole."""
+    return zero if zero.is_split(accelerator) else fsdp if fsdp.is_sharded(accelerator) else None
 
 
 @contextmanager
 def prepared(
-    model: "WanBackbone", optimizer: torch.optim.Optimizer, accelerator: "Accelerator"
+    model: "WanBackbone", stage: Stage, layers: "MotionLoraHandle", run: Run
 ) -> Iterator[tuple["WanBackbone", Any]]:
-    """Model and optimiser as accelerate wraps them (autocast, DDP, DeepSpeed); the model is unwrapped at the end."""
-    network = model.transformer
+    """Model and optimiser as accelerate wraps them (autocast, DDP, DeepSpeed); the model is unwrapped at the end.
+
+    What FSDP2 splits stays split.
+    """
+    network, accelerator = model.transformer, run.accelerator
     for name, module in network.named_modules():
         if name.endswith((".lora_A", ".lora_B")):
             module.to(accelerator.device)  # peft makes them where the layer's own weights wait
-    if accelerator.num_processes > 1:
+    sharded = fsdp.is_sharded(accelerator)
+    if sharded:
+        fsdp.shard(network, accelerator)
+    elif accelerator.num_processes > 1:
         # Every process has read the same frozen weights: DDP shall neither send them round nor ask where they wait.
         frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, frozen)
-    transformer, stepper = accelerator.prepare(network, optimizer)
+    how = {"lr": stage.settings.lr, "weight_decay": stage.settings.weight_decay}
+    optimizer = new_optimizer(run.settings.optimizer, layers.parameters(), **how)
+    if sharded:
+        transformer, stepper = accelerator.prepare_model(network, evaluation_mode=True), accelerator.prepare(optimizer)
+    else:
+        transformer, stepper = accelerator.prepare(network, optimizer)
     try:
         yield replace(model, transformer=transformer), stepper
     finally:

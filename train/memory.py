@@ -24,6 +24,7 @@ from motionlora.data.errors import InputError
 from motionlora.heads.memory import AUTO, ROUNDED, Memory, Mode
 from motionlora.heads.schedule import preserves_variance
 from motionlora.heads.wan_outline import outline_of
+from motionlora.train.fsdp import is_sharded
 from motionlora.train.plan import Plan, chosen_card, outlined, plan_of, size, unmeasured
 
 if TYPE_CHECKING:
@@ -87,12 +88,13 @@ def memory_for(
     """What a run switches on: what is set, or what fits this device; `model` needs no weights.
 
     Raises:
-        InputError: nothing fits, or DeepSpeed or a backbone without plans cannot do what is set.
+        InputError: nothing fits, or DeepSpeed, FSDP2 or a backbone without plans cannot do what is set.
     """
-    gpu, plugin, mode = accelerator.device.type == "cuda", accelerator.state.deepspeed_plugin, settings.memory
-    if mode == "auto" and plugin is not None:
+    gpu, mode = accelerator.device.type == "cuda", settings.memory
+    split = accelerator.state.deepspeed_plugin is not None or is_sharded(accelerator)
+    if mode == "auto" and split:
         mode = "low"
-        say("Memory: auto takes low, since what DeepSpeed splits over processes is not planned.")
+        say("Memory: auto takes low, since what is split over processes is not planned.")
     elif mode == "auto" and preserves_variance(model.scheduler_config):
         raise InputError(
             "Plans are made for Wan alone, so that auto cannot choose: set --memory fast, low, 4bit or lowest."
@@ -100,8 +102,10 @@ def memory_for(
     elif mode == "auto":
         sized = settings.model_copy(update={"height": clip.height, "width": clip.width})
         mode = fitting(sized, outlined(model), model.dtype, unmeasured(accelerator.device), say)
-    if mode in ROUNDED and plugin is not None:
-        raise InputError(f"DeepSpeed keeps the weights in its own places, and so would {mode}: set --memory low.")
+    if mode in ROUNDED and split:
+        raise InputError(
+            f"DeepSpeed and FSDP2 keep the weights in their own places, and so would {mode}: set --memory low."
+        )
     return memory_of(mode, settings.recompute_every, gpu=gpu)
 
 
