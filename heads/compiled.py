@@ -24,7 +24,8 @@ VARIANTS = 64
 def compiled(transformer: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Inside, the blocks run compiled, for every shape anew; afterwards they are the plain ones again.
 
-    A shape has its kernels whatever came before it, so that a run that is resumed gives the same bits.
+    A shape has its kernels whatever came before it, so that a run that is resumed gives the same bits. In the end torch
+    forgets all that this process has compiled.
 
     Raises:
         InputError: they cannot be compiled on this machine.
