@@ -656,6 +656,7 @@ SAME_BLOCKS = (f"{COMPILED}both_stages_learn_the_same_by_compiled_blocks",)
 LEFT = (f"{COMPILED}nothing_is_left_behind",)
 BEGUN = (f"{COMPILED}a_run_goes_on_as_it_was_begun_and_older_ones_count_as_plain",)
 UNCOMPILABLE = (f"{COMPILED}clips_that_cannot_be_made_by_compiled_blocks_are_refused",)
+SPLIT = ("test_launchers.py::test_fsdp2_ends_where_two_plain_processes_do_and_resumes_bit_identically[changes0]",)
 DIFFERENT_KERNELS = [
     Bug(
         "--compile reaches the run", "it is not passed on", "train/loop.py",
@@ -703,6 +704,28 @@ DIFFERENT_KERNELS = [
         (f"{COMPILED}auto_does_not_take_what_cannot_be_compiled",),
     ),
     Bug(
+        "FSDP2 goes on with the moments of a checkpoint", "they are zero", "train/fsdp.py",
+        'moments[f"{name}|{moment}"].to(weight.device)', '0 * moments[f"{name}|{moment}"].to(weight.device)', SPLIT,
+    ),
+    Bug(
+        "FSDP2 goes on with a checkpoint's number of steps", "it begins with none", "train/fsdp.py",
+        '{"step": moments[f"{name}|step"].clone(), **state}', '{"step": 0 * moments[f"{name}|step"], **state}', SPLIT,
+    ),
+    Bug(
+        "a launcher that asks for FSDP2 gets it", "DDP runs without a word", "train/fsdp.py",
+        "        fully_shard(part, mesh=mesh)\n", "        pass\n", SPLIT,
+    ),
+    Bug(
+        "FSDP1 is refused", "it is taken for FSDP2", "train/fsdp.py",
+        'os.environ.get("FSDP_VERSION", "1") != "2"', 'os.environ.get("FSDP_VERSION", "2") != "2"',
+        ("test_launchers.py::test_a_launcher_that_cannot_work_is_refused",),
+    ),
+    Bug(
+        "a second stage of FSDP2 needs a start of its own", "it is begun", "train/launch.py",
+        "if not is_sharded(accelerator) and (plugin is None or plugin.zero_stage < 3):",
+        "if plugin is None or plugin.zero_stage < 3:", ("test_launchers.py::test_what_fsdp2_cannot_do_is_refused",),
+    ),
+    Bug(
         "what is split over processes gets no other optimiser", "it does", "train/launch.py",
         '(settings.compile or settings.optimizer != "adamw")', "settings.compile",
         (f"{OPTIMISER}what_cannot_be_had_is_refused_before_anything_is_loaded",),
@@ -723,5 +746,5 @@ BUGS = {
     "LoRA files": LORA_FILES,
     "Nothing is lost": NOTHING_LOST,
     "Nothing goes wrong in silence": NOTHING_IN_SILENCE,
-    "Compiled blocks and optimisers": DIFFERENT_KERNELS,
+    "Compiled blocks, optimisers, FSDP2": DIFFERENT_KERNELS,
 }
