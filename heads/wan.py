@@ -253,16 +253,17 @@ class WanBackbone:
         return turning(self.transformer)
 
     def use_attention(self, backend: str) -> None:
-        """Choose the attention backend by diffusers' dispatcher, "native" by default.
+        """Choose the attention backend of this model by diffusers' dispatcher, "native" by default.
 
         Raises:
             InputError: unknown, or its package is not installed.
         """
-        from diffusers.models.attention_dispatch import AttentionBackendName
+        from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
         transformer: Any = unwrapped(self.transformer)
         try:
-            transformer.set_attention_backend(backend)
+            with attention_backend("native"):  # diffusers would let all other models of the process follow
+                transformer.set_attention_backend(backend)
         except (ValueError, RuntimeError, ImportError) as error:
             allowed = ", ".join(name.value for name in AttentionBackendName)
             reason = "" if backend not in allowed.split(", ") else f" ({error})"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from motionlora.data.clip import Clip
 from motionlora.data.settings import InputError
@@ -264,6 +265,7 @@ def test_attention_backends(twin: WanBackbone) -> None:
     with torch.no_grad():
         native = twin.velocity(latent, time, prompt)
         twin.use_attention("_native_math")
+        assert _AttentionBackendRegistry.get_active_backend()[0] == "native", "other models keep theirs"
         math = twin.velocity(latent, time, prompt)
     with pytest.raises(InputError, match=r"allowed are .*native"):
         twin.use_attention("nativ")

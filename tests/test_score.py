@@ -167,9 +167,9 @@ def test_scores_do_not_depend_on_the_order_of_heads() -> None:
         assert torch.equal(shares_of(q, k, grid), rounded)
 
 
-@pytest.mark.parametrize(("scale", "error"), [(20.0, 1e-4), (200.0, 1e-3)])
+@pytest.mark.parametrize(("scale", "error"), [(20.0, 1e-4), (200.0, 8e-3)])
 def test_extreme_logits_stay_finite(scale: float, error: float) -> None:
-    """Of some 1 000 and 100 000, whose last digits in fp32 are 6e-5 and 8e-3."""
+    """Of some 1 000 and 100 000, whose last digits in fp32 are 6e-5 and 8e-3: a share is known no better."""
     grid = GRIDS[1]
     q, k = random_qk(grid, scale=scale)
     shares = shares_of(q, k, grid)
