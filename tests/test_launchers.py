@@ -146,6 +146,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(
     assert {path.name for path in one.paths.values()} <= {path.name for path in whole.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_by_compiled_blocks(settings: TrainSettings, tmp_path: Path) -> None:
     run = changed(settings, compile=True, stages=("heads", "temporal"), out=tmp_path / "run")
     assert two_processes(traced_training, run) == [0, 0]
@@ -302,7 +303,10 @@ def by_deepspeed(settings: TrainSettings, zero: int, *words: str) -> None:
     subprocess.run(line, check=True, env=ENVIRONMENT, timeout=300)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "memory": "low", "gradient_accumulation": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"dtype": "bf16", "memory": "low", "gradient_accumulation": 2}, marks=pytest.mark.slow)],
+)
 def test_fsdp2_ends_where_two_plain_processes_do_and_resumes_bit_identically(
     settings: TrainSettings, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
