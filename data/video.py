@@ -4,6 +4,7 @@ decord reads the pixels. PyAV reads what decord cannot open (GIF, AV1), and of e
 and the damage, because decord says nothing of pixel aspect and reads many damaged files without a word. PyAV writes.
 """
 
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,8 @@ OPEN = {"format_whitelist": "mov,matroska,webm,gif", "protocol_whitelist": "file
 """Containers that are read. A playlist must not make the reader open other files or addresses."""
 BATCH = 256 * 2**20
 """Bytes of frames that decord decodes at once, and at most 16 frames."""
+SAME_EACH_TIME = {"x264-params": "asm=SSE4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
+"""x264's AVX-512 code reads memory that nothing wrote: 22 files of the same frames in 40 tries. As fast without."""
 
 
 def open_video(path: Path) -> Footage:
@@ -86,7 +89,7 @@ def write_video(
             container.metadata["comment"] = comment
             rate = Fraction(fps).limit_denominator(1001)
             codec, crf, layout = ("libx264rgb", "0", "rgb24") if exact else ("libx264", "18", "yuv420p")
-            stream = container.add_stream(codec, rate=rate, options={"crf": crf})
+            stream = container.add_stream(codec, rate=rate, options={"crf": crf, **SAME_EACH_TIME})
             stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], layout
             # What PyAV's conversion makes of RGB. Unsaid, players guess by the height and show large clips off-colour.
             if not exact:

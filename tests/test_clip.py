@@ -551,6 +551,19 @@ def test_mp4_is_what_browsers_play(tmp_path: Path) -> None:
         assert container.metadata["comment"] == '{"seed": 7, "caption": "Größe"}'
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_same_frames_give_the_same_file(tmp_path: Path, exact: bool) -> None:
+    """However memory looks: encoders have read what nothing wrote."""
+    draws, files = np.random.default_rng(1), set()
+    blocks = draws.integers(0, 256, (9, 8, 12, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    for _ in range(15):
+        litter = [draws.integers(0, 256, size, np.uint8) for size in draws.integers(500, 60_000, 60)]
+        del litter
+        write_clip(Clip(blocks, 16.0, ""), tmp_path / "clip.mp4", exact=exact)
+        files.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_colours_survive_mp4(tmp_path: Path) -> None:
     colours = np.array([(215, 35, 40), (40, 170, 60), (45, 75, 225), (240, 220, 45), (128, 128, 128)], np.uint8)
     write_clip(Clip(np.broadcast_to(colours[:, None, None], (5, 64, 64, 3)), 16.0, ""), tmp_path / "clip.mp4")

@@ -28,7 +28,7 @@ LR, DECAY, BETAS, EPS = 1e-2, 0.5, (0.9, 0.999), 1e-8
 
 @pytest.fixture(scope="module")
 def lesson(twin_folder: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
-    """Four steps of the temporal stage on the random twin; rank 16, so that layers are large enough for 8 bits."""
+    """Four steps of the temporal stage on the random twin; rank 128, so that layers are large enough for 8 bits."""
     folder = tmp_path_factory.mktemp("lesson")
     start = recipe(twin_folder, clip, folder / "run", folder / "cache")
     return changed(start, heads={"heads": "all"}, lora={"rank": 128}, checkpoint_every=100)
