@@ -1,6 +1,6 @@
 # The two commands of a newcomer. Each builds .venv when it is missing; nothing else is needed but python3 (3.11 or newer).
 #   make demo            from a clip to a motion LoRA to new videos, on the embedded tiny Wan, into runs/demo/
-#   make test            the tests, without the slow ones
+#   make test            the tests, without the slow ones, in two processes
 #   make conformance     our LoRA files in stock diffusers and peft at two sets of versions, into results/conformance.*
 #   make extras          what needs the extras: DeepSpeed in two processes on the CPU (and a C++ compiler), 4 and 8 bits
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes the small CPU build of torch (no GPU needed)
@@ -14,7 +14,7 @@ demo: .venv/made
 	$(BIN)/python -m motionlora.train.demo --out runs/demo
 
 test: .venv/made
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest  # threads of numpy that wait by spinning make tests of two processes take minutes
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal  # threads of numpy that wait by spinning make tests of two processes take minutes
 
 check: .venv/made
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
