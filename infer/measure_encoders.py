@@ -181,6 +181,8 @@ def _loaded(cls: Any, folder: Path, device: torch.device, **more: Any) -> Any:
 def _readable(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except MemoryError:
+        raise
     except Exception as error:  # libraries raise what they like on a damaged file
         raise Missing(f"{path.name} is damaged ({_brief(error)})") from None
 
