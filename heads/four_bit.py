@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 SHARING = 64
 """Numbers of one scale: what QLoRA has and what bitsandbytes takes where nothing is said."""
@@ -31,21 +32,28 @@ class FourBitLinear(nn.Linear):
     """A frozen layer whose weight `pack` has packed; the bias, few numbers, stays as it was."""
 
     def forward(self, x: Tensor) -> Tensor:
-        library: Any = import_module("bitsandbytes")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        numbers = self.in_features * self.out_features
-        # Of the tensor that is there now: a backward pass finds these weights even if the layer has got others.
-        scales, levels = self.weight.detach().split([4 * ceil(numbers / SHARING), ceil(numbers / 2)])
-        state = library.functional.QuantState(
-            scales.view(torch.float32),
-            shape=torch.Size((self.out_features, self.in_features)),
-            blocksize=SHARING,
-            quant_type="nf4",
-            dtype=x.dtype,
-        )
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return library.matmul_4bit(x, levels, state, bias=bias)
+        return Product.apply(x, self.weight.detach(), bias, self.out_features)  # pyright: ignore[reportReturnType]
+
+
+class Product(torch.autograd.Function):
+    """What a linear layer gives; its gradient is that of x alone, by the weights that the forward had.
+
+    Not the package's `matmul_4bit`: on a CPU with AVX-512 it is wrong where rows do not fill whole scales (0.50.2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.size = outputs, x.shape[-1]
+        return functional.linear(x, unpacked(weight, ctx.size, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (weight,) = gradients, ctx.saved_tensors
+        return gradient @ unpacked(weight, ctx.size, gradient.dtype), None, None, None
 
 
 def pack(layer: nn.Linear, device: torch.device) -> None:
@@ -61,6 +69,17 @@ def packed(weight: Tensor, device: torch.device) -> Tensor:
     """
     if weight.is_meta:
         return weight.new_empty(4 * ceil(weight.numel() / SHARING) + ceil(weight.numel() / 2), dtype=torch.uint8)
-    functional: Any = import_module("bitsandbytes.functional")
-    levels, state = functional.quantize_4bit(weight.to(device), blocksize=SHARING, quant_type="nf4")
+    library: Any = import_module("bitsandbytes.functional")
+    levels, state = library.quantize_4bit(weight.to(device), blocksize=SHARING, quant_type="nf4")
     return torch.cat([state.absmax.view(torch.uint8), levels.flatten()]).to(weight.device)
+
+
+def unpacked(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The numbers "o i" of what `packed` made, in a dtype."""
+    library: Any = import_module("bitsandbytes.functional")
+    numbers = size[0] * size[1]
+    scales, levels = weight.split([4 * ceil(numbers / SHARING), ceil(numbers / 2)])
+    # As one row: scales go over the ends of rows.
+    shape, sharing = torch.Size((1, numbers)), {"blocksize": SHARING, "quant_type": "nf4"}
+    state = library.QuantState(scales.view(torch.float32), shape=shape, dtype=dtype, **sharing)
+    return library.dequantize_4bit(levels, state).view(size)

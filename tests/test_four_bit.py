@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from motionlora.data.errors import InputError
-from motionlora.heads import memory
+from motionlora.heads import four_bit, memory
 from motionlora.heads.backbone import Prompt
 from motionlora.heads.four_bit import FourBitLinear, installed, pack
 from motionlora.heads.load import load_model
@@ -93,11 +93,9 @@ def test_a_layer_is_the_one_with_rounded_weights(
 
 @needs_package
 def test_under_autocast_it_computes_in_that_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitsandbytes  # pyright: ignore[reportMissingImports]
-
-    asked, stock = [], bitsandbytes.matmul_4bit
+    asked, stock = [], four_bit.unpacked
     monkeypatch.setattr(
-        bitsandbytes, "matmul_4bit", lambda x, w, state, bias: asked.append(x.dtype) or stock(x, w, state, bias=bias)
+        four_bit, "unpacked", lambda weight, size, dtype: asked.append(dtype) or stock(weight, size, dtype)
     )
     layer = nn.Linear(64, 64)
     pack(layer.requires_grad_(False), CPU)
