@@ -78,8 +78,8 @@ def as_markdown(found: dict[str, tuple[Any, str]]) -> str:
     return (
         "# Licences of what motionlora stands on\n\nRead from the metadata of the packages installed with "
         "`constraints.txt`: `make licences`. motionlora itself is under Apache-2.0. None of them is part of this "
-        "repository; wheels may carry libraries under licences of their own (FFmpeg in av and decord, OpenBLAS, CUDA "
-        "in the default torch): see the licence files inside.\n\n"
+        "repository; wheels may carry libraries under licences of their own (FFmpeg in av and decord, OpenCV, "
+        "OpenBLAS, CUDA in the default torch): see the licence files inside.\n\n"
         f"| package | version | licence | asked for by |\n|---|---|---|---|\n{rows}\n"
     )
 

@@ -146,6 +146,16 @@ def test_what_is_missing_says_which_command_brings_it(tmp_path: Path) -> None:
     assert "aesthetic-predictor" in none.missing["aesthetic"]
 
 
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: bytes) -> None:
+        raise MemoryError
+
+    (tmp_path / f"{HEAD}.safetensors").write_bytes(b"whole")
+    monkeypatch.setattr("safetensors.torch.load", lacking)
+    with pytest.raises(MemoryError):
+        found_encoders(str(tmp_path), CPU)
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """Small random CLIP and ViT, written as safetensors under their names, and a head on 8 features."""
