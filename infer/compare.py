@@ -32,7 +32,7 @@ from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.infer.tracker_verdict import judged_tracker
 from motionlora.infer.turned import with_selectivity
-from motionlora.infer.workers import ALONE, Workers, portable, units_of
+from motionlora.infer.workers import ALONE, Workers, shared, units_of
 
 
 def compare(settings: CompareSettings, say: Say = print, workers: Workers = ALONE) -> list[Row]:
@@ -84,13 +84,17 @@ def compared(
     if workers.index:
         return rows
     rows = with_selectivity(cells, bench.with_diversity(cells, rows), bench.judge, bench.clip)
-    heading = {**facts, **bench.heading, "seconds": f"{time.perf_counter() - began:.0f} in this call"}
-    if workers.count > 1:
-        heading["seconds"] += f" of {workers.count} processes at once; those of a cell are its own process's"
+    heading = {**facts, **bench.heading, "seconds": in_this_call(began, workers)}
     bench.write(cells, rows, settings.out, heading)
     say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
     raise_worst(errors, len(rows), settings.out)
     return rows
+
+
+def in_this_call(began: float, workers: Workers) -> str:
+    """The seconds since `began`, for the head of a table."""
+    shared_by = f" of {workers.count} processes at once; those of a cell are its own process's"
+    return f"{time.perf_counter() - began:.0f} in this call" + (shared_by if workers.count > 1 else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +170,16 @@ def run(
     pace = Pace(costs, workers.count)
     idle = sum(not cost for cost in costs)
     workers.heard(say)(f"{len(cells)} cells, {idle} of them need no walk; they go to {studio.folder}")
-    made: dict[int, tuple[Row, Exception | None]] = {}
-    for unit in workers.taken(units):
-        pace.passed = order.index(unit[0])
-        for at in unit:
-            cell = cells[at]
-            title = f"{pace.passed + 1}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
-            with pace.telling(title, say) as told:
-                row, error = row_of(cell, studio, judge, title, say)
-                told.append(row.sentence or brief(row))
-            made[at] = row, error and (error if workers.count == 1 else portable(error))
-    done = [both for _, both in sorted(workers.merged(made).items())]
+
+    def made(at: int, place: int) -> tuple[Row, Exception | None]:
+        cell = cells[at]
+        title = f"{place}/{len(cells)} {cell.pair.source.name}, {cell.method.name}, seed {cell.seed}"
+        with pace.telling(title, say) as told:
+            row, error = row_of(cell, studio, judge, title, say)
+            told.append(row.sentence or brief(row))
+        return row, workers.told(error)
+
+    done = shared(units, made, workers, pace)
     return [row for row, _ in done], [error for _, error in done if error]
 
 

@@ -1,4 +1,4 @@
-"""The processes that share the cells of a comparison.
+"""The processes that share the cells of a comparison, the clips of a training, or the LoRAs of an ablation.
 
     accelerate launch --multi_gpu --num_processes 4 --no_python motionlora compare ...
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ from motionlora.data.say import Say, silent
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+    from motionlora.infer.pace import Pace
     from motionlora.infer.studio import Cell
 
 T = TypeVar("T")
@@ -52,13 +53,21 @@ class Workers:
         if not self.index:
             self._meet()
 
-    def taken(self, units: Sequence[T]) -> Iterator[T]:
-        """Those of the same sequence in every process that fall to this one: each goes to whoever is free first."""
+    def taken(self, units: Sequence[T], of: str = "taken") -> Iterator[T]:
+        """Those of the same sequence in every process that fall to this one: each goes to whoever is free first.
+
+        Args:
+            of: a name of the sequence, another one for each that these processes share.
+        """
         if self.store is None:
             yield from units
             return
-        while (at := self.store.add("taken", 1) - 1) < len(units):
+        while (at := self.store.add(of, 1) - 1) < len(units):
             yield units[at]
+
+    def told(self, error: Exception | None) -> Exception | None:
+        """An error as every process can have it."""
+        return error if error is None or self.count == 1 else portable(error)
 
     def merged(self, part: Mapping[int, T]) -> dict[int, T]:
         """What all processes have, by number, once all have come so far."""
@@ -108,6 +117,28 @@ def joined(device: str, *, tensors: bool = False) -> Iterator[Workers]:
         yield Workers(index, count, store)
     finally:
         dist.destroy_process_group()
+
+
+def shared(
+    units: Sequence[Sequence[int]], do: Callable[[int, int], T], workers: Workers, pace: Pace, of: str = "taken"
+) -> list[T]:
+    """What `do` makes of every number of the units, by number, in each process: all do a share and have the whole.
+
+    Args:
+        do: called with the number and its place in the order of the units, from 1.
+        pace: has what lies ahead in the order of the units, and stands behind them when all are done.
+        of: as in `Workers.taken`.
+    """
+    order = [number for unit in units for number in unit]
+    places = {number: place for place, number in enumerate(order)}
+    began, made = pace.passed, {}
+    for unit in workers.taken(units, of):
+        pace.passed = began + places[unit[0]]
+        for number in unit:
+            made[number] = do(number, places[number] + 1)
+    pace.passed = began + len(order)
+    whole = workers.merged(made)
+    return [whole[number] for number in sorted(whole)]
 
 
 def units_of(cells: Sequence[Cell]) -> list[list[int]]:

@@ -1,7 +1,9 @@
 """Laws of the ablations: one thing changes, each LoRA is learned once, a failure is a row, figures are arithmetic."""
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from processes import together
 
 from motionlora.data.errors import InputError
 from motionlora.data.say import silent
@@ -23,6 +26,7 @@ from motionlora.infer.plot import Mark, plotted
 from motionlora.infer.row import Row
 from motionlora.train import lesson as lessons
 from motionlora.train.ablate import ablate, recipe_of
+from motionlora.train.ablation_plan import planned
 from motionlora.train.ablation_table import Chapter, differences, plot_of, verdict, write_chapters
 from motionlora.train.ablations import Ablation, Claim, Variant, ablations, chosen_ablations, latent_frames, work_of
 from motionlora.train.command import main
@@ -186,9 +190,9 @@ def test_lessons_learn_the_heads_that_they_name_and_more_steps_go_on_from_fewer(
     assert learned(Variant("two"), "b").read_bytes() == before
 
 
-def test_a_run_learns_once_survives_a_failure_and_goes_on(
-    settings: AblationSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainSettings], tuple[Ablation, ...]]:
+    """In place of all ablations one, in which a variant fails and another one loads two LoRAs."""
     real = ablations
 
     def few(recipe: TrainSettings) -> tuple[Ablation, ...]:
@@ -198,6 +202,12 @@ def test_a_run_learns_once_survives_a_failure_and_goes_on(
         return (Ablation("loras", "Both?", (loras.variants[0], broken, both)),)
 
     monkeypatch.setattr("motionlora.train.ablations.ablations", few)
+    return few
+
+
+def test_a_run_learns_once_survives_a_failure_and_goes_on(
+    settings: AblationSettings, monkeypatch: pytest.MonkeyPatch, few: Callable[..., tuple[Ablation, ...]]
+) -> None:
     said: list[str] = []
     assert ablate(settings.model_copy(update={"dry_run": True}), said.append) == []
     assert not settings.out.exists()
@@ -227,6 +237,67 @@ def test_a_run_learns_once_survives_a_failure_and_goes_on(
         ablate(settings, silent)
     assert {s.heads.ratio for s in tried} == {1e6}
     assert [json.loads(line) for line in (settings.out / "ablation.jsonl").read_text().splitlines()] == rows
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """The cells of all ablations, less what a clock told."""
+    lines = [json.loads(line) for line in (out / "ablation.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["cost"] = {name: cost for name, cost in line["cost"].items() if not name.startswith("seconds")}
+    return lines
+
+
+@pytest.mark.usefixtures("few")
+def test_processes_learn_each_lora_once_and_write_what_one_writes(
+    settings: AblationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"bench sprites ablation --model {settings.model} --recipe {settings.recipe} --cache {settings.cache}"
+    words += " --references 2 --sample.steps 1 --sample.scale 1 --points 0 --device cpu --out"
+    trains = lessons.train
+
+    def counted(run: TrainSettings, say: Any) -> Any:
+        with (tmp_path / f"learned-{os.environ.get('RANK', 'alone')}-{os.getpid()}").open("a") as file:
+            file.write(f"{run.out}\n")
+        return trains(run, say)
+
+    monkeypatch.setattr(lessons, "train", counted)
+    assert main([*words.split(), str(tmp_path / "one")]) == 2
+    (tmp_path / f"learned-alone-{os.getpid()}").unlink()
+    said = together(lambda rank: main([*words.split(), str(tmp_path / "two")]), tmp_path, (2, 0))
+    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
+    assert len(lines_of(tmp_path / "two")) == 18
+    learned = [file.read_text().splitlines() for file in tmp_path.glob("learned-*")]
+    assert len(learned) == 2, "both had a share"
+    assert len({*learned[0], *learned[1]}) == len(learned[0]) + len(learned[1]) == 4
+    assert "2 of 18 cells failed" in said[0]
+    assert [sum(f"LoRA {place}/6" in text for text in said) for place in range(1, 7)] == [1] * 6
+    assert [sum(f"clip {place}/18" in text for text in said) for place in range(1, 19)] == [1] * 18
+    assert [text.count("is done: look at") for text in said] == [1, 0]
+    assert "in this call of 2 processes at once" in (tmp_path / "two" / "ablation.md").read_text()
+
+
+def test_lessons_that_go_on_from_each_other_are_of_one_process(settings: AblationSettings) -> None:
+    """Those of fewer steps first; all others may go to anybody."""
+    recipe, pairs = recipe_of(settings), protocol_pairs("sweep")[:2]
+    steps, rank = (
+        planned(ablation, pairs, recipe, "twin", settings.out)
+        for ablation in chosen_ablations(("steps", "rank"), recipe)
+    )
+    assert sorted(at for unit in steps.neighbours for at in unit) == [*range(len(steps.lessons))]
+    counts = [[steps.lessons[at][1].settings.temporal.steps for at in unit] for unit in steps.neighbours]
+    assert counts == [sorted(counts[0])] * 2
+    assert len(counts[0]) > 2
+    assert rank.neighbours == [[at] for at in range(10)]
+
+
+@pytest.mark.parametrize("words", ["bench sprites ablation", "train --clips refs"])
+def test_deepspeed_is_refused_where_each_process_learns_alone(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert main([*words.split(), "--out", str(tmp_path / "out")]) == 2
+    assert "DeepSpeed divides one run, and " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def rows_with(values: dict[str, list[float]], measure: str = "smf") -> list[Row]:

@@ -1,11 +1,8 @@
 """Laws of a folder of clips: a LoRA each is that of each clip alone; together they are one, of one clip that clip's."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import in_processes
 
 from motionlora.data.clip import read_clip
 from motionlora.data.errors import InputError, Stopped
@@ -212,26 +210,6 @@ def test_a_bug_in_one_clip_shows_its_traceback_and_stops_no_other(
     assert files_in(tmp_path / "out").keys() == {"right"}
 
 
-def in_two_processes(work: Callable[[int], None]) -> None:
-    """Runs `work(rank)` in two processes that find each other as under a launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-
-    def begin(rank: int) -> None:
-        from accelerate.state import AcceleratorState, GradientState
-
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
-        os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        work(rank)
-
-    context: Any = torch.multiprocessing.start_processes(begin, nprocs=2, join=False, start_method="fork")
-    while not context.join(240):
-        pass
-
-
 def test_two_processes_share_the_clips_and_each_trains_alone(
     recipe: TrainSettings, clips: Path, single: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -251,7 +229,7 @@ def test_two_processes_share_the_clips_and_each_trains_alone(
         finally:
             (tmp_path / f"said-{rank}").write_text("\n".join(made))
 
-    in_two_processes(work)
+    assert in_processes(work) == [0, 0]
     assert files_in(out) == {**single, "last": single["down"]}
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert "2 1 of 4 clips failed (broken)" in said[0]

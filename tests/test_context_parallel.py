@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import together
 
 from motionlora.data.clip import write_clip
 from motionlora.data.errors import InputError
@@ -36,34 +35,6 @@ from motionlora.train.command import main
 SIZE: dict[str, Any] = {"frames": 9, "height": 32, "width": 32}
 TWO = Workers(0, 2)
 """Of two processes the first, before they talk."""
-
-
-def together(work: Callable[[int], Any], folder: Path, codes: tuple[int, int] = (0, 0)) -> list[str]:
-    """What two processes said that both do `work`, which gets their number, and end with these exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    context: Any = torch.multiprocessing.start_processes(
-        _begin, args=(work, folder), nprocs=2, join=False, start_method="fork"
-    )
-    for process in context.processes:
-        process.join(240)
-    found = tuple(process.exitcode for process in context.processes)
-    for process in context.processes:
-        process.kill()
-    said = [(folder / f"said-{rank}").read_text() for rank in (0, 1)]
-    assert found == codes, said
-    return said
-
-
-def _begin(rank: int, work: Callable[[int], Any], folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    sys.stdout = sys.stderr = (folder / f"said-{rank}").open("w", buffering=1)
-    try:
-        sys.exit(work(rank))
-    except Exception:
-        traceback.print_exc()
-        sys.exit(99)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from processes import free_port, in_processes
 
 from motionlora.data.errors import InputError
 from motionlora.data.settings import as_yaml
@@ -53,37 +53,9 @@ def changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
     return TrainSettings.model_validate({**settings.model_dump(), **changes})
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def two_processes(work: Callable[..., None], *words: Any) -> list[int]:
-    """Runs `work(rank, *words)` in two processes that find each other as under a launcher; their exit codes."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    try:
-        context: Any = torch.multiprocessing.start_processes(
-            _begin, args=(work, words), nprocs=2, join=False, start_method="fork"
-        )
-        for process in context.processes:
-            process.join(120)
-        codes = [process.exitcode for process in context.processes]
-        for process in context.processes:
-            process.kill()
-        return codes
-    finally:
-        for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
-            del os.environ[name]
-
-
-def _begin(rank: int, work: Callable[..., None], words: tuple[Any, ...]) -> None:
-    from accelerate.state import AcceleratorState, GradientState
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    work(rank, *words)
+def two_processes(work: Callable[..., None], *words: Any) -> list[int | None]:
+    """The exit codes of two processes that do `work(rank, *words)`."""
+    return in_processes(lambda rank: work(rank, *words), patience=120)
 
 
 def training(

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import free_port, together
 
 from motionlora.data.clip import write_clip
 from motionlora.data.errors import InputError
 from motionlora.data.say import silent
 from motionlora.data.sprites import random_scene, render
+from motionlora.infer import studio
 from motionlora.infer import workers as rooms
 from motionlora.infer.compare_settings import CompareSettings
 from motionlora.infer.grid import grid
 from motionlora.infer.method import parsed_methods
+from motionlora.infer.pace import Pace
 from motionlora.infer.pairs import read_pairs
-from motionlora.infer.workers import Workers, joined, portable, units_of
+from motionlora.infer.workers import Workers, joined, portable, shared, units_of
 from motionlora.train.command import main
 
 METHODS = ("flowmotion:share=1.0,iterations=1", "sdedit:start=0.001")
@@ -55,51 +57,32 @@ def one(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ended(words, tmp_path_factory.mktemp("one"), [2])
 
 
-def ended(words: list[str], folder: Path, codes: list[int], end: "End | None" = None) -> Path:
+End = Callable[[int, int], None]
+"""Called with a process's number and how many walks it has begun before."""
+
+
+def ended(words: list[str], folder: Path, codes: list[int], end: End | None = None) -> Path:
     """The folder where a call in as many processes as exit codes left its files."""
     command = [*words, "--out", str(folder / "out"), "--cache", str(folder / "cache")]
     if len(codes) == 1:
         assert main(command) == codes[0]
         return folder / "out"
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    context: Any = torch.multiprocessing.start_processes(
-        _begin, args=(len(codes), command, folder, end), nprocs=len(codes), join=False, start_method="fork"
-    )
-    for process in context.processes:
-        process.join(240)
-    found = [process.exitcode for process in context.processes]
-    for process in context.processes:
-        process.kill()
-    assert found == codes, [path.read_text() for path in sorted(folder.glob("said-*"))]
+
+    def work(rank: int) -> int:
+        real, begun = studio.walked, iter(range(999))
+
+        def walked(*args: Any) -> Any:
+            number = next(begun)
+            (folder / f"walks-{rank}").write_text(str(number + 1))
+            if end:
+                end(rank, number)
+            return real(*args)
+
+        studio.walked = walked
+        return main(command)
+
+    together(work, folder, codes)
     return folder / "out"
-
-
-End = Callable[[int, int], None]
-"""Called with a process's number and how many walks it has begun before."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _begin(rank: int, count: int, command: list[str], folder: Path, end: End | None) -> None:
-    from motionlora.infer import studio
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    real, begun = studio.walked, iter(range(999))
-
-    def walked(*args: Any) -> Any:
-        number = next(begun)
-        (folder / f"walks-{rank}").write_text(str(number + 1))
-        if end:
-            end(rank, number)
-        return real(*args)
-
-    studio.walked = walked
-    sys.stdout = sys.stderr = (folder / f"said-{rank}").open("w", buffering=1)
-    sys.exit(main(command))
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -156,7 +139,7 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_rest_is_mad
         said = (tmp_path / f"said-{rank}").read_text()
         told = f"motionlora: Process {rank} of 2 had to end: "
         assert (told in said) == (codes[rank] > 0)
-        assert codes[rank] < 0 or f"what is done is kept in {out / 'cells'}" in said
+        assert codes[rank] < 0 or f"what is done is kept in {out}, and the same command" in said
         assert "Traceback" not in said
     made = len(list((out / "cells").glob("*.json")))
     assert made >= 1
@@ -209,6 +192,22 @@ def test_every_unit_is_taken_once_in_order() -> None:
     assert [next(first), next(second), next(second), next(first), next(second)] == list("abcde")
     assert [*first, *second] == []
     assert [*Workers().taken("abcde")] == list("abcde")
+    assert next(Workers(1, 2, store).taken("xyz", "another sequence")) == "x"
+
+
+def test_what_is_shared_comes_back_by_number_and_moves_the_pace() -> None:
+    pace = Pace([1.0] * 7, passed=2)
+    done: list[tuple[int, int]] = []
+
+    def do(number: int, place: int) -> str:
+        done.append((number, place))
+        assert pace.passed == 2 + place - 1
+        with pace.telling("", silent):
+            return "abcde"[number]
+
+    assert shared([[0, 3], [4], [2, 1]], do, Workers(), pace) == list("abcde")
+    assert done == [(0, 1), (3, 2), (4, 3), (2, 4), (1, 5)]
+    assert pace.passed == 7
 
 
 def test_an_error_from_another_process_keeps_kind_sentence_and_traceback() -> None:

@@ -14,7 +14,7 @@ from motionlora.infer.table_text import markdown_table
 from motionlora.infer.workers import joined
 from motionlora.train.endings import ending, exit_code
 from motionlora.train.experts import runs_of, train_experts
-from motionlora.train.launch import alone, ending_together, flag, resume_command
+from motionlora.train.launch import alone, ending_together, refuse_deepspeed, resume_command
 from motionlora.train.lock import holding
 from motionlora.train.refusals import clip_paths
 from motionlora.train.run import TrainResult
@@ -37,8 +37,7 @@ def train_clips(settings: TrainSettings, say: Callable[[str], None] = print) -> 
         Stopped: Ctrl-C or SIGTERM, after saving, or another process is gone; or some clips failed, which did not stop
             the others: the first process says which, with the exit code of the first of them.
     """
-    if flag("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError("DeepSpeed divides one run, and --clips makes one a process: launch with --multi_gpu.")
+    refuse_deepspeed("--clips makes one a process")
     with joined(settings.device) as workers:
         first, again = not workers.index, resume_command(settings, workers.count)
         with (

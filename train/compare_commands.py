@@ -1,12 +1,10 @@
 """The subcommands that compare: the few lines that call the rooms for the work, imported when they run."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from motionlora.data.errors import InputError
-from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings, GridSettings
+from motionlora.infer.compare_settings import AblationSettings, BenchSpritesSettings, CompareSettings, StudioSettings
 
 if TYPE_CHECKING:
     from motionlora.infer.workers import Workers
@@ -36,12 +34,11 @@ def bench_sprites(settings: BenchSpritesSettings) -> None:
 def ablation(settings: AblationSettings) -> None:
     """Runs the ablations of the main method."""
     from motionlora.train.ablate import ablate
+    from motionlora.train.launch import alone, refuse_deepspeed
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "Ablations train in one process: start `motionlora bench sprites ablation` without a launcher."
-        )
-    ablate(settings)
+    refuse_deepspeed("an ablation makes a LoRA a process")
+    with launched(settings.device, _farewell(settings)) as workers, alone():
+        ablate(settings, workers=workers)
 
 
 @contextmanager
@@ -54,5 +51,5 @@ def launched(device: str, farewell: str, *, tensors: bool = False) -> Iterator["
         yield workers
 
 
-def _farewell(settings: GridSettings) -> str:
-    return f"what is done is kept in {settings.out / 'cells'}, and the same command goes on from there."
+def _farewell(settings: StudioSettings) -> str:
+    return f"what is done is kept in {settings.out}, and the same command goes on from there."

@@ -145,6 +145,12 @@ def _farewell(settings: TrainSettings, accelerator: "Accelerator") -> str:
     return f"{last}: {resume_command(settings, accelerator.num_processes, accelerator.state.deepspeed_plugin)}"
 
 
+def refuse_deepspeed(why: str) -> None:
+    """InputError where `accelerate launch` asks for DeepSpeed, which divides one run over its processes."""
+    if flag("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError(f"DeepSpeed divides one run, and {why}: launch with --multi_gpu.")
+
+
 def _refuse_launcher() -> None:
     """InputError for what `accelerate launch` asks for by its variables and this run cannot do."""
     if flag("ACCELERATE_USE_MEGATRON_LM"):
