@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from motionlora.infer.measure_direction import turning, turning_of_points
 from motionlora.infer.measure_encoders import Encoders, found_encoders
 from motionlora.infer.measure_frames import FrameJudge, boxes_of_sprites
 from motionlora.infer.measure_motion import mf_code, mf_moving, mf_null, mf_star, mf_sym
-from motionlora.infer.measure_names import BY_POINTS, BY_SPRITES, names
+from motionlora.infer.measure_names import BY_POINTS, BY_REVERSAL, BY_SPRITES, names
 from motionlora.infer.measure_sprites import Observation, is_camera, observe, scores, seen_scene
 from motionlora.infer.own_code import code_hash
 from motionlora.infer.pairs import Pair, Source
@@ -35,7 +35,8 @@ DRAWN = 30
 """Tracks that the page draws."""
 
 
-SPRITES, POINTS = names(BY_SPRITES), names(BY_POINTS)
+SPRITES, POINTS, TURNING = names(BY_SPRITES), names(BY_POINTS), names(BY_REVERSAL)
+UNTURNED = "undefined here: no frames in which both outputs show what moves, or a reference that is its own reversal"
 LOOKS = rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 CAPTION = re.compile(rf"{LOOKS}( and {LOOKS})?( behind a grey bar)? o(?:n|ver) a ({'|'.join(BACKGROUNDS)}) background")
 
@@ -70,13 +71,18 @@ class Judge:
     def measured(self, clip: Clip, pair: Pair) -> Measured:
         """Everything about a clip that was to have the pair's motion and show its caption."""
         others = [other.content for other in self._others(pair.source)]
-        judge = (code_hash(__name__), repr(self.tracker), self.frames.encoders.told)
         known = "" if pair.target is None else "true scene"
         asked = (clip.content_hash(), pair.source.content, pair.caption, known)
-        path = self.folder / f"{content_key('measures', *judge, *asked, *others)}.json"
+        return self._remembered(
+            ("measures", self.frames.encoders.told, *asked, *others), lambda: self._measured(clip, pair)
+        )
+
+    def _remembered(self, asked: Sequence[str], measure: Callable[[], Measured]) -> Measured:
+        """What lies in the folder for what is asked, by this code and tracker; else it is measured and put there."""
+        path = self.folder / f"{content_key(code_hash(__name__), repr(self.tracker), *asked)}.json"
         stored = _stored(path)
         if stored is None:
-            stored = self._measured(clip, pair)
+            stored = measure()
             write_text(path, json.dumps(asdict(stored)))
         return stored
 
@@ -121,21 +127,27 @@ class Judge:
         boxes = boxes_of_sprites(reference.pixels, len(scene.sprites)) if scene and scene.sprites else None
         return Measured(*self.frames.measured(clip, pair.caption, reference, boxes))
 
-    def turning(self, there: Clip, back: Clip, source: Source) -> tuple[float, float] | None:
+    def turning(self, there: Clip, back: Clip, source: Source) -> Measured:
         """Selectivity and how far the output turned; by the sprite where the true path of one is known, else by points.
 
         Args:
             there, back: outputs of one seed, with `source` and with that clip backwards.
-
-        None where there is neither.
         """
+        asked = ("turning", there.content_hash(), back.content_hash(), source.content)
+        return self._remembered(asked, lambda: self._turning(there, back, source))
+
+    def _turning(self, there: Clip, back: Clip, source: Source) -> Measured:
         scene = source.scene
         if scene and len(scene.sprites) == 1 and not is_camera(scene):
-            return turning(observe(there.pixels), observe(back.pixels), scene.sprites[0].path)
-        if self.tracker is None:
-            return None
-        ours, turned = (self.tracker.track(clip).seen for clip in (there, back))
-        return turning_of_points(ours, turned, self._tracked(source).seen, there.height, there.width)
+            found = turning(observe(there.pixels), observe(back.pixels), scene.sprites[0].path)
+        elif self.tracker is None:
+            return _none(TURNING, self.why_not)
+        else:
+            ours, turned = (self.tracker.track(clip).seen for clip in (there, back))
+            found = turning_of_points(ours, turned, self._tracked(source).seen, there.height, there.width)
+        if not all(map(math.isfinite, found)):
+            return _none(TURNING, UNTURNED)
+        return Measured({name: round(value, 6) for name, value in zip(TURNING, found, strict=True)})
 
     def reference_paths(self, source: Source) -> list[list[list[int] | None]]:
         """What the page draws over the reference."""

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from motionlora.data.clip import Clip
-from motionlora.infer.measure_names import BY_REVERSAL, names
-from motionlora.infer.measure_pair import Judge
+from motionlora.infer.measure_pair import TURNING, Judge, Measured
 from motionlora.infer.row import Row
 from motionlora.infer.studio import Cell
 
 PARTNERS = {"none": "reversed:{}", "dose": "re{}"}
 """Of a row's control: what its method's other run is called."""
-UNSEEN = "undefined here: no frames in which both outputs show what moves, or a reference that is its own reversal"
+UNASKED = Measured(missing=dict.fromkeys(TURNING, "is measured of guidances and of random moves, with --selective"))
 
 
 def with_selectivity(
@@ -29,13 +26,7 @@ def with_selectivity(
     for cell, row in zip(cells, rows, strict=True):
         other = done.get((row.pairing, PARTNERS.get(row.control, "").format(row.method)))
         if row.status == "done":
-            found = judge.turning(clip_of(cell), clip_of(other), cell.pair.source) if other else None
-            if found and np.isfinite(found).all():
-                row = replace(row, values=row.values | dict(zip(names(BY_REVERSAL), found, strict=True)))
-            else:
-                why = "is measured of guidances and of random moves, with --selective"
-                if other:
-                    why = UNSEEN if found else judge.why_not
-                row = replace(row, missing=row.missing | dict.fromkeys(names(BY_REVERSAL), why))
+            found = judge.turning(clip_of(cell), clip_of(other), cell.pair.source) if other else UNASKED
+            row = replace(row, values=row.values | found.values, missing=row.missing | found.missing)
         made.append(row)
     return made

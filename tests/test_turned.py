@@ -16,16 +16,18 @@ from motionlora.data.errors import InputError
 from motionlora.data.say import silent
 from motionlora.data.sprites import render
 from motionlora.heads.tiny import random_twin
+from motionlora.infer import measure_pair
 from motionlora.infer.bench_sprites import SPRITES, protocol_pairs
 from motionlora.infer.compare import compared
 from motionlora.infer.compare_settings import BenchSpritesSettings
 from motionlora.infer.grid import grid
 from motionlora.infer.measure_direction import turning_of_points
-from motionlora.infer.measure_pair import Judge
+from motionlora.infer.measure_pair import UNTURNED, Judge, Measured
+from motionlora.infer.measure_sprites import observe
 from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.row import Row
 from motionlora.infer.track_points import OpticalFlowTracker
-from motionlora.infer.turned import UNSEEN, with_selectivity
+from motionlora.infer.turned import with_selectivity
 
 METHOD = "flowmotion:share=1.0,iterations=1,lr=0.1"
 
@@ -58,15 +60,15 @@ def test_a_method_stands_beside_its_clip_backwards_and_chance_beside_another_cha
         for cell in cells
     ]
     asked: list[tuple[str, str]] = []
-    judge: Any = SimpleNamespace(turning=lambda there, back, source: asked.append((there, back)) or (0.5, 0.25))
+    half = Measured({"selectivity": 0.5, "turned": 0.25})
+    judge: Any = SimpleNamespace(turning=lambda there, back, source: asked.append((there, back)) or half)
     name_of: Any = attrgetter("method.name")
     found = {row.method: row.values for row in with_selectivity(cells, rows, judge, name_of)}
     assert asked == [(METHOD, f"reversed:{METHOD}"), (f"dose:{METHOD}", f"redose:{METHOD}")]
     assert found[METHOD] == {"selectivity": 0.5, "turned": 0.25}
-    judge.turning = lambda *_: (float("nan"), float("nan"))
+    judge.turning = lambda *_: Measured(missing={"turned": "nobody looked"})
     (row,) = [row for row in with_selectivity(cells, rows, judge, name_of) if row.method == METHOD]
-    assert row.values == {}, "no NaN among figures"
-    assert row.missing["selectivity"] == row.missing["turned"] == UNSEEN
+    assert (row.values, row.missing["turned"]) == ({}, "nobody looked")
     failed = [replace(row, status="failed") if row.control == "reversed" else row for row in rows]
     assert "selectivity" not in {r.method: r.values for r in with_selectivity(cells, failed, judge, name_of)}[METHOD]
 
@@ -116,14 +118,28 @@ def test_an_output_that_turns_round_is_selective_and_one_that_does_not_is_not(po
     judge = Judge([pair.source], OpticalFlowTracker(points) if points else None, tmp_path)
     source = pair.source if not points else type(pair.source)("film", pair.source.read, pair.source.content)
     turned, still = judge.turning(there, backwards(there), source), judge.turning(there, there, source)
-    assert turned is not None
-    assert turned[0] > 0.8
-    assert still == (0, 0)
+    assert turned.values["selectivity"] > 0.8
+    assert still.values == {"selectivity": 0, "turned": 0}
     swapped = judge.turning(backwards(there), there, source)
-    assert swapped is not None
-    assert swapped[0] < -0.8
+    assert swapped.values["selectivity"] < -0.8
     if points:
-        assert Judge([source], None, tmp_path).turning(there, there, source) is None
+        unseen = Judge([source], None, tmp_path, "no tracker").turning(there, there, source)
+        assert unseen.missing == {"selectivity": "no tracker", "turned": "no tracker"}
+
+
+def test_what_turned_is_measured_once_and_never_a_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, pair = cases("short")[0], protocol_pairs("short")[0]
+    there = render(case.reference.scene)
+    back, looked = backwards(there), []
+    monkeypatch.setattr(measure_pair, "observe", lambda pixels: looked.append(pixels) or observe(pixels))
+    first, again = (Judge([pair.source], None, tmp_path).turning(there, back, pair.source) for _ in range(2))
+    assert first == again
+    assert first.values["selectivity"] > 0.8
+    assert len(looked) == 2
+    assert Judge([pair.source], None, tmp_path).turning(back, there, pair.source) != first
+    monkeypatch.setattr(measure_pair, "turning", lambda *_: (float("nan"), float("nan")))
+    undefined = Judge([pair.source], None, tmp_path / "nan").turning(there, back, pair.source)
+    assert undefined == Measured(missing=dict.fromkeys(("selectivity", "turned"), UNTURNED))
 
 
 def test_points_that_all_move_alike_turn_as_one() -> None:
