@@ -79,7 +79,8 @@ class Judge:
 
     def _remembered(self, asked: Sequence[str], measure: Callable[[], Measured]) -> Measured:
         """What lies in the folder for what is asked, by this code and tracker; else it is measured and put there."""
-        path = self.folder / f"{content_key(code_hash(__name__), repr(self.tracker), *asked)}.json"
+        tracker = repr(self.tracker) if self.tracker else self.why_not
+        path = self.folder / f"{content_key(code_hash(__name__), tracker, *asked)}.json"
         stored = _stored(path)
         if stored is None:
             stored = measure()

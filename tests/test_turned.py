@@ -123,8 +123,9 @@ def test_an_output_that_turns_round_is_selective_and_one_that_does_not_is_not(po
     swapped = judge.turning(backwards(there), there, source)
     assert swapped.values["selectivity"] < -0.8
     if points:
-        unseen = Judge([source], None, tmp_path, "no tracker").turning(there, there, source)
-        assert unseen.missing == {"selectivity": "no tracker", "turned": "no tracker"}
+        for why in ("no tracker", "another reason"):
+            unseen = Judge([source], None, tmp_path, why).turning(there, there, source)
+            assert unseen.missing == {"selectivity": why, "turned": why}
 
 
 def test_what_turned_is_measured_once_and_never_a_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
