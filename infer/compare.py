@@ -84,17 +84,11 @@ def compared(
     if workers.index:
         return rows
     rows = with_selectivity(cells, bench.with_diversity(cells, rows), bench.judge, bench.clip)
-    heading = {**facts, **bench.heading, "seconds": in_this_call(began, workers)}
+    heading = {**facts, **bench.heading, "seconds": workers.lasted(began)}
     bench.write(cells, rows, settings.out, heading)
     say(f"{len(rows)} cells, {len(errors)} failed; look at {settings.out / 'report.html'} and table.md beside it")
     raise_worst(errors, len(rows), settings.out)
     return rows
-
-
-def in_this_call(began: float, workers: Workers) -> str:
-    """The seconds since `began`, for the head of a table."""
-    shared_by = f" of {workers.count} processes at once; those of a cell are its own process's"
-    return f"{time.perf_counter() - began:.0f} in this call" + (shared_by if workers.count > 1 else "")
 
 
 @dataclass(frozen=True, eq=False)

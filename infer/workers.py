@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,11 @@ class Workers:
             parts *= self.count
             dist.all_gather_object(parts, part)
         return {number: thing for each in parts for number, thing in each.items()}
+
+    def lasted(self, began: float) -> str:
+        """The seconds since `began` (`time.perf_counter`), for the head of a table."""
+        together = f" of {self.count} processes at once; those of a cell are its own process's"
+        return f"{time.perf_counter() - began:.0f} in this call" + (together if self.count > 1 else "")
 
     def _meet(self) -> None:
         if self.count > 1:

@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def in_processes(work: Callable[[int], Any], count: int = 2, patience: float = 240) -> list[int | None]:
-    """The exit codes of processes that do `work`, which gets their number; None for what hung."""
+    """The exit codes of processes that do `work`, which gets their number: 99 for an exception, None for what hung."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     context: Any = torch.multiprocessing.start_processes(
         _begin, args=(work, address), nprocs=count, join=False, start_method="fork"
@@ -32,15 +32,11 @@ def in_processes(work: Callable[[int], Any], count: int = 2, patience: float = 2
 
 
 def together(work: Callable[[int], Any], folder: Path, codes: Sequence[int] = (0, 0)) -> list[str]:
-    """What the processes said that did `work` and ended with these exit codes; 99 is an exception."""
+    """What the processes said that did `work`, which returns their exit code, and ended with these."""
 
     def heard(rank: int) -> None:
         sys.stdout = sys.stderr = (folder / f"said-{rank}").open("w", buffering=1)
-        try:
-            sys.exit(work(rank))
-        except Exception:
-            traceback.print_exc()
-            sys.exit(99)
+        sys.exit(work(rank))
 
     found = in_processes(heard, len(codes))
     said = [(folder / f"said-{rank}").read_text() for rank in range(len(codes))]
@@ -55,4 +51,8 @@ def _begin(rank: int, work: Callable[[int], Any], address: dict[str, str]) -> No
     os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate sets another number, and a fork with several threads hangs
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    work(rank)
+    try:
+        work(rank)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(99)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,39 @@ def test_processes_learn_each_lora_once_and_write_what_one_writes(
     assert [sum(f"clip {place}/18" in text for text in said) for place in range(1, 19)] == [1] * 18
     assert [text.count("is done: look at") for text in said] == [1, 0]
     assert "in this call of 2 processes at once" in (tmp_path / "two" / "ablation.md").read_text()
+
+
+@pytest.mark.usefixtures("few")
+def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_rest_is_learned_later(
+    settings: AblationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"bench sprites ablation --model {settings.model} --recipe {settings.recipe} --cache {settings.cache}"
+    words += f" --references 2 --sample.steps 1 --sample.scale 1 --points 0 --device cpu --out {settings.out}"
+    trains = lessons.train
+
+    def dying(run: TrainSettings, say: Any) -> Any:
+        result = trains(run, say)
+        if "rank-1" in names:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    names: list[str] = []
+
+    def work(rank: int) -> int:
+        names.append(f"rank-{rank}")
+        return main(words.split())
+
+    monkeypatch.setattr(lessons, "train", dying)
+    said = together(work, tmp_path, (1, -signal.SIGKILL))
+    assert "motionlora: Process 0 of 2 had to end: " in said[0]
+    assert f"what is done is kept in {settings.out}, and the same command goes on" in said[0]
+    assert "Traceback" not in said[0]
+    assert not (settings.out / "ablation.jsonl").exists()
+    monkeypatch.setattr(lessons, "train", trains)
+    said = together(work, tmp_path, (2, 0))
+    assert "2 of 18 cells failed" in said[0]
+    assert sum(text.count(": was there; ") for text in said) >= 2
+    assert len(lines_of(settings.out)) == 18
 
 
 def test_lessons_that_go_on_from_each_other_are_of_one_process(settings: AblationSettings) -> None:

@@ -137,7 +137,8 @@ def test_what_turned_is_measured_once_and_never_a_nan(tmp_path: Path, monkeypatc
     assert first == again
     assert first.values["selectivity"] > 0.8
     assert len(looked) == 2
-    assert Judge([pair.source], None, tmp_path).turning(back, there, pair.source) != first
+    for others in ((back, there), (there, there), (back, back)):
+        assert Judge([pair.source], None, tmp_path).turning(*others, pair.source) != first
     monkeypatch.setattr(measure_pair, "turning", lambda *_: (float("nan"), float("nan")))
     undefined = Judge([pair.source], None, tmp_path / "nan").turning(there, back, pair.source)
     assert undefined == Measured(missing=dict.fromkeys(("selectivity", "turned"), UNTURNED))

@@ -17,7 +17,7 @@ from motionlora.data.errors import Stopped, StorageError
 from motionlora.data.say import Say, silent
 from motionlora.data.settings import InputError
 from motionlora.infer.bench_sprites import SPRITES, protocol_pairs
-from motionlora.infer.compare import Bench, brief, in_this_call, opened, raise_worst, row_of, sentence_of, unmade
+from motionlora.infer.compare import Bench, brief, opened, raise_worst, row_of, sentence_of, unmade
 from motionlora.infer.compare_settings import AblationSettings
 from motionlora.infer.pace import Pace
 from motionlora.infer.row import Row
@@ -31,7 +31,7 @@ from motionlora.train.settings import TrainSettings
 
 
 def ablate(settings: AblationSettings, say: Say = print, workers: Workers = ALONE) -> list[Chapter]:
-    """The ablations of the settings; their files go to `settings.out`, by the first of the workers.
+    """The ablations of the settings; files in `settings.out` and chapters are those of the first of the workers.
 
     Raises:
         InputError: a setting, the recipe or the model is wrong, before anything is made; or some parts failed for such
@@ -66,7 +66,7 @@ def ablate(settings: AblationSettings, say: Say = print, workers: Workers = ALON
             continue
         chapters.append(Chapter(part.ablation, bench.with_diversity(part.cells, rows)))
         heading = {"protocol": told, "main method": method, "training code": _codes(plan), **bench.heading}
-        heading["seconds"] = in_this_call(began, workers)
+        heading["seconds"] = workers.lasted(began)
         folder = settings.out / part.ablation.name
         bench.write(part.cells, chapters[-1].rows, folder, {"question": part.ablation.question, **heading})
         write_chapters(chapters, settings.out, heading)
