@@ -48,7 +48,7 @@ def _begin(rank: int, work: Callable[[int], Any], address: dict[str, str]) -> No
     from accelerate.state import AcceleratorState, GradientState
 
     os.environ |= {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": address["WORLD_SIZE"]}
-    os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate sets another number, and a fork with several threads hangs
+    os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate warns, and warnings fail
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     try:
