@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -69,8 +68,12 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, twin_of_two: Path) -> 
 
 @pytest.fixture
 def settings(twin_of_two: Path, recipe_file: Path, tmp_path: Path) -> AblationSettings:
+    return settings_in(tmp_path, twin_of_two, recipe_file)
+
+
+def settings_in(folder: Path, model: Path, recipe: Path) -> AblationSettings:
     return AblationSettings.model_validate(
-        {"model": str(twin_of_two), "recipe": str(recipe_file), "out": tmp_path / "out", "cache": tmp_path / "cache",
+        {"model": str(model), "recipe": str(recipe), "out": folder / "out", "cache": folder / "cache",
          "references": 2, "sample": {"steps": 1, "scale": 1.0}, "points": 0, "device": "cpu"}
     )  # fmt: skip
 
@@ -191,36 +194,51 @@ def test_lessons_learn_the_heads_that_they_name_and_more_steps_go_on_from_fewer(
     assert learned(Variant("two"), "b").read_bytes() == before
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainSettings], tuple[Ablation, ...]]:
+def few_ablations(recipe: TrainSettings) -> tuple[Ablation, ...]:
     """In place of all ablations one, in which a variant fails and another one loads two LoRAs."""
-    real = ablations
-
-    def few(recipe: TrainSettings) -> tuple[Ablation, ...]:
-        loras = next(ablation for ablation in real(recipe) if ablation.name == "loras")
-        broken = Variant("rule code 1e6", (("heads.rule", "code"), ("heads.ratio", 1e6)))
-        both = next(variant for variant in loras.variants if variant.name == "both LoRAs")
-        return (Ablation("loras", "Both?", (loras.variants[0], broken, both)),)
-
-    monkeypatch.setattr("motionlora.train.ablations.ablations", few)
-    return few
+    loras = next(ablation for ablation in ablations(recipe) if ablation.name == "loras")
+    broken = Variant("rule code 1e6", (("heads.rule", "code"), ("heads.ratio", 1e6)))
+    both = next(variant for variant in loras.variants if variant.name == "both LoRAs")
+    return (Ablation("loras", "Both?", (loras.variants[0], broken, both)),)
 
 
-def test_a_run_learns_once_survives_a_failure_and_goes_on(
-    settings: AblationSettings, monkeypatch: pytest.MonkeyPatch, few: Callable[..., tuple[Ablation, ...]]
-) -> None:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motionlora.train.ablations.ablations", few_ablations)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    twin_of_two: Path, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AblationSettings, list[str]]:
+    """One process has made the few ablations by these settings, and said this; they lie in its `out`."""
+    settings, said = settings_in(tmp_path_factory.mktemp("alone"), twin_of_two, recipe_file), list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("motionlora.train.ablations.ablations", few_ablations)
+        with pytest.raises(InputError, match=r"^2 of 18 cells failed.*No head is temporal by rule code"):
+            ablate(settings, said.append)
+    return settings, said
+
+
+@pytest.mark.usefixtures("few")
+def test_a_dry_run_tells_the_work_and_makes_nothing(settings: AblationSettings) -> None:
     said: list[str] = []
     assert ablate(settings.model_copy(update={"dry_run": True}), said.append) == []
     assert not settings.out.exists()
     assert re.search(r"^loras +6 +4 +18 +14 ", said[-1], re.M), said[-1]
-    with pytest.raises(InputError, match=r"^2 of 18 cells failed.*No head is temporal by rule code"):
-        ablate(settings, said.append)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_learns_once_survives_a_failure_and_goes_on(
+    alone: tuple[AblationSettings, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, said = alone
     assert any(re.search(r"^loras, LoRA 1/6, .*: learned; about .* left$", line) for line in said), said
     rows = [json.loads(line) for line in (settings.out / "ablation.jsonl").read_text().splitlines()]
     failed = [row for row in rows if row["status"] == "failed"]
     assert {row["method"] for row in failed} == {"rule code 1e6", "wrong:rule code 1e6"}
     assert all("No head is temporal" in row["sentence"] for row in failed)
-    split = few(recipe_of(settings))[0].variants[0].name
+    split = few_ablations(recipe_of(settings))[0].variants[0].name
     keys = {row["method"]: row["key"] for row in rows if row["status"] == "done" and row["clip"] == "v"}
     assert {"static", "reference"} <= keys.keys()
     assert len({keys[name] for name in ("none", split, f"wrong:{split}", "both LoRAs", "wrong:both LoRAs")}) == 5
@@ -240,6 +258,13 @@ def test_a_run_learns_once_survives_a_failure_and_goes_on(
     assert [json.loads(line) for line in (settings.out / "ablation.jsonl").read_text().splitlines()] == rows
 
 
+def words_of(settings: AblationSettings) -> list[str]:
+    """The command of `settings_in`."""
+    words = f"bench sprites ablation --model {settings.model} --recipe {settings.recipe} --cache {settings.cache}"
+    words += " --references 2 --sample.steps 1 --sample.scale 1 --sample.shift 3 --points 0 --device cpu"
+    return [*words.split(), "--out", str(settings.out)]
+
+
 def lines_of(out: Path) -> list[dict[str, Any]]:
     """The cells of all ablations, less what a clock told."""
     lines = [json.loads(line) for line in (out / "ablation.jsonl").read_text().splitlines()]
@@ -250,23 +275,22 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("few")
 def test_processes_learn_each_lora_once_and_write_what_one_writes(
-    settings: AblationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: AblationSettings,
+    alone: tuple[AblationSettings, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = f"bench sprites ablation --model {settings.model} --recipe {settings.recipe} --cache {settings.cache}"
-    words += " --references 2 --sample.steps 1 --sample.scale 1 --points 0 --device cpu --out"
     trains = lessons.train
 
     def counted(run: TrainSettings, say: Any) -> Any:
-        with (tmp_path / f"learned-{os.environ.get('RANK', 'alone')}-{os.getpid()}").open("a") as file:
+        with (tmp_path / f"learned-{os.getpid()}").open("a") as file:
             file.write(f"{run.out}\n")
         return trains(run, say)
 
     monkeypatch.setattr(lessons, "train", counted)
-    assert main([*words.split(), str(tmp_path / "one")]) == 2
-    (tmp_path / f"learned-alone-{os.getpid()}").unlink()
-    said = together(lambda rank: main([*words.split(), str(tmp_path / "two")]), tmp_path, (2, 0))
-    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
-    assert len(lines_of(tmp_path / "two")) == 18
+    said = together(lambda rank: main(words_of(settings)), tmp_path, (2, 0))
+    assert lines_of(settings.out) == lines_of(alone[0].out)
+    assert len(lines_of(settings.out)) == 18
     learned = [file.read_text().splitlines() for file in tmp_path.glob("learned-*")]
     assert len(learned) == 2, "both had a share"
     assert len({*learned[0], *learned[1]}) == len(learned[0]) + len(learned[1]) == 4
@@ -274,15 +298,13 @@ def test_processes_learn_each_lora_once_and_write_what_one_writes(
     assert [sum(f"LoRA {place}/6" in text for text in said) for place in range(1, 7)] == [1] * 6
     assert [sum(f"clip {place}/18" in text for text in said) for place in range(1, 19)] == [1] * 18
     assert [text.count("is done: look at") for text in said] == [1, 0]
-    assert "in this call of 2 processes at once" in (tmp_path / "two" / "ablation.md").read_text()
+    assert "in this call of 2 processes at once" in (settings.out / "ablation.md").read_text()
 
 
 @pytest.mark.usefixtures("few")
 def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_rest_is_learned_later(
     settings: AblationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = f"bench sprites ablation --model {settings.model} --recipe {settings.recipe} --cache {settings.cache}"
-    words += f" --references 2 --sample.steps 1 --sample.scale 1 --points 0 --device cpu --out {settings.out}"
     trains = lessons.train
 
     def dying(run: TrainSettings, say: Any) -> Any:
@@ -295,7 +317,7 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_rest_is_lea
 
     def work(rank: int) -> int:
         names.append(f"rank-{rank}")
-        return main(words.split())
+        return main(words_of(settings))
 
     monkeypatch.setattr(lessons, "train", dying)
     said = together(work, tmp_path, (1, -signal.SIGKILL))

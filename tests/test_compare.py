@@ -36,10 +36,12 @@ from motionlora.infer.method import parsed_method, parsed_methods
 from motionlora.infer.own_code import code_hash, sources
 from motionlora.infer.pace import Pace
 from motionlora.infer.pairs import benchmark_facts, read_pairs
+from motionlora.infer.row import Row
 from motionlora.infer.settings import SampleSettings
 from motionlora.infer.studio import Cell, Size, Studio
 from motionlora.train.command import main
 
+Made = tuple[CompareSettings, list[Row], list[str]]
 METHODS = ("flowmotion:share=1.0,iterations=1", "inject:share=1.0,blocks=[0]")
 CAPTION, FREE = "a red circle on a dark background", "a fox runs over snow"
 
@@ -69,8 +71,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(clips: Path, model: Path, tmp_path: Path) -> CompareSettings:
+    return settings_in(tmp_path, clips, model)
+
+
+@pytest.fixture(scope="module")
+def made(clips: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The whole grid of the settings, its rows, and what was said; its files lie in `out`."""
+    settings, said = settings_in(tmp_path_factory.mktemp("made"), clips, model), list[str]()
+    return settings, compare(settings, said.append), said
+
+
+def settings_in(folder: Path, clips: Path, model: Path) -> CompareSettings:
     return CompareSettings.model_validate(
-        {"model": str(model), "clips": clips, "methods": METHODS, "out": tmp_path / "out", "cache": tmp_path / "cache",
+        {"model": str(model), "clips": clips, "methods": METHODS, "out": folder / "out", "cache": folder / "cache",
          "sample": {"steps": 2, "scale": 3.0}, "seeds": (0, 1), "frames": 5, "height": 64, "width": 64, "fps": 12.0,
          "points": 0, "exact": True, "device": "cpu"}
     )  # fmt: skip
@@ -91,11 +104,8 @@ def without_seconds(settings: CompareSettings) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_cell_is_made_once_measured_and_found_again(
-    settings: CompareSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    rows = compare(settings, said.append)
+def test_every_cell_is_made_once_measured_and_found_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, rows, said = made
     wanted = ["none", *METHODS, "static", *(f"wrong:{name}" for name in METHODS), "reference"]
     assert {row.method for row in rows} == set(wanted)
     assert len(rows) == len(wanted) * 2 * 2 == len({(row.pairing, row.method) for row in rows})
@@ -215,9 +225,8 @@ def test_what_cannot_be_measured_says_why_and_is_never_0(settings: CompareSettin
     assert "6 x 6 points. Tracker on 6 pure translations" in table
 
 
-def test_controls_are_what_they_say(settings: CompareSettings) -> None:
-    rows = compare(changed(settings, methods=METHODS[:1]), silent)
-    own = {row.method: row for row in rows if row.caption == CAPTION and row.seed == 0}
+def test_controls_are_what_they_say(made: Made) -> None:
+    own = {row.method: row for row in made[1] if row.caption == CAPTION and row.seed == 0}
     assert own["reference"].values["smf"] > 0.95
     assert own["reference"].values["leak"] >= own["none"].values["leak"]
     assert abs(own["static"].values["gain"]) < 0.01
@@ -314,17 +323,16 @@ def test_sparing_memory_makes_the_same_clips_and_rounding_makes_others(settings:
     assert not np.array_equal(one, other)
 
 
-def test_a_dry_run_tells_the_grid_and_makes_nothing(settings: CompareSettings) -> None:
+def test_a_dry_run_tells_the_grid_and_makes_nothing(settings: CompareSettings, made: Made) -> None:
     said: list[str] = []
     assert compare(changed(settings, dry_run=True), said.append) == []
     assert not settings.out.exists()
     told = said[-1]
     assert "2 clips, 2 captions, 2 seeds, 28 cells of 5 frames of 64x64 at 12 fps, 2 steps" in told
     assert re.search(r"^none +4 +4 +16 +0$", told, re.M), told
-    rows = compare(settings, silent)
     for method in METHODS:
         each = float(next(line for line in told.splitlines() if line.startswith(method)).split()[2])
-        assert max(row.cost["forwards"] for row in rows if row.method == method) == each
+        assert max(row.cost["forwards"] for row in made[1] if row.method == method) == each
 
 
 def test_every_guidance_there_is_can_be_compared(settings: CompareSettings) -> None:
