@@ -80,7 +80,7 @@ def _trained(shop: Workshop) -> TrainResult:
     paths = {"reference": shop.file("reference.mp4"), "heads": shop.file("heads.json")}
     paths |= {stage: shop.lora_file(stage) for stage in ("spatial", "temporal")}
     paths = {name: path for name, path in paths.items() if path.exists()}
-    shop.say(f"Done: {', '.join(str(path) for name, path in paths.items() if name in ('spatial', 'temporal'))}")
+    shop.say(f"Done: {', '.join(str(path) for name, path in paths.items() if name != 'reference')}")
     return TrainResult(paths=paths, seconds=shop.seconds, head_map=head_map)
 
 
