@@ -47,4 +47,6 @@ def test_it_leaves_reference_head_map_lora_clips_sheet_and_summary(
     learned = (tmp_path / "temporal.safetensors").read_bytes()
     main(Demo(tmp_path, seeds=(0,)))
     assert (tmp_path / "temporal.safetensors").read_bytes() == learned, "what is done is not done again"
-    assert capsys.readouterr().out.count("with LoRA  ") == 2
+    printed = "".join(capsys.readouterr())
+    assert printed.count("with LoRA  ") == 2
+    assert f"Done: {tmp_path / 'heads.json'}\n" in printed, "scoring alone names its file"
