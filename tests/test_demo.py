@@ -11,9 +11,10 @@ import pytest
 
 from motionlora.data.benchmark import Case
 from motionlora.data.clip import Clip
+from motionlora.data.errors import Stopped
 from motionlora.data.sprites import render
 from motionlora.train import demo
-from motionlora.train.demo import Demo, learn, main
+from motionlora.train.demo import Demo, command, learn, main
 
 
 def test_it_leaves_reference_head_map_lora_clips_sheet_and_summary(
@@ -50,3 +51,23 @@ def test_it_leaves_reference_head_map_lora_clips_sheet_and_summary(
     printed = "".join(capsys.readouterr())
     assert printed.count("with LoRA  ") == 2
     assert f"Done: {tmp_path / 'heads.json'}\n" in printed, "scoring alone names its file"
+
+
+def test_what_ends_it_early_is_one_sentence_and_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop while it learns says how the demo goes on, not training alone; a motion that is not there is input."""
+    assert command(Demo(tmp_path / "none", motion="moonwalk")) == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith("motionlora: There is no motion 'moonwalk': choose one of v, zigzag")
+    assert refused.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+    def stopped(settings: Any) -> Any:
+        raise Stopped("Stopped after step 7 of 600 and saved X", 130)
+
+    monkeypatch.setattr(demo, "train", stopped)
+    assert command(Demo(tmp_path)) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("motionlora: Stopped after step 7 of 600 and saved X; the demo as a whole goes on")
+    assert said.count("\n") == 1

@@ -17,6 +17,7 @@ import tyro
 
 from motionlora.data.benchmark import Case, Reference, references, target_of
 from motionlora.data.clip import Clip, write_clip
+from motionlora.data.errors import InputError, Stopped
 from motionlora.data.sprites import Change, render
 from motionlora.heads.lora import unload
 from motionlora.heads.wan import WanBackbone
@@ -27,6 +28,7 @@ from motionlora.infer.sample import Bar, new_walk, sample
 from motionlora.infer.settings import GenerateSettings
 from motionlora.infer.sheet import contact_sheet
 from motionlora.train.command import settings_of
+from motionlora.train.endings import exit_code
 from motionlora.train.run import TrainResult, train
 
 
@@ -42,12 +44,28 @@ class Demo:
     """One clip each, with the LoRA and without."""
 
 
+def command(demo: Demo) -> int:
+    """The demo as a command: its exit code, and one sentence of what ended it early."""
+    try:
+        main(demo)
+    except BaseException as error:
+        return exit_code(error)
+    return 0
+
+
 def main(demo: Demo) -> None:
-    """Runs the demo and prints what came out as a table."""
+    """Runs the demo and prints what came out as a table.
+
+    Raises:
+        InputError: there is no such motion.
+        Stopped: Ctrl-C or SIGTERM while it learns, after saving.
+    """
     began = time.perf_counter()
     reference = next((r for r in references() if r.name == demo.motion), None)
     if reference is None:
-        sys.exit(f"There is no motion {demo.motion!r}: choose one of {', '.join(r.name for r in references())}.")
+        raise InputError(
+            f"There is no motion {demo.motion!r}: choose one of {', '.join(r.name for r in references())}."
+        )
     looked = learn(reference, demo.out, "--stages", "heads")  # for the map; the tiny's recipe trains all heads
     learned = learn(reference, demo.out)
     seconds = {**learned.seconds, **looked.seconds}
@@ -83,7 +101,12 @@ def learn(reference: Reference, out: Path, *overrides: str) -> TrainResult:
         write_clip(render(reference.scene), clip, comment=reference.scene.caption)
     options = ["--config", "tiny", "--clip", str(clip), "--caption", reference.scene.caption, "--out", str(out)]
     options += ["--resume", "latest", *overrides]
-    return train(settings_of("train", options))
+    try:
+        return train(settings_of("train", options))
+    except Stopped as stopped:
+        raise Stopped(
+            f"{stopped}; the demo as a whole goes on by the command that started it", stopped.code
+        ) from stopped
 
 
 def shown(model: WanBackbone, cases: Sequence[Case], lora: Path | None, title: str, *, batch: int = 6) -> list[Clip]:
@@ -143,4 +166,4 @@ def table(found: dict[str, list[SpriteScores]], seconds: dict[str, float], out: 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Demo))
+    sys.exit(command(tyro.cli(Demo)))
