@@ -15,7 +15,7 @@ from motionlora.data.sprites import random_scene, render
 from motionlora.heads.short_text import folding, shortened
 from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
 from motionlora.train.muon import Muon, orthogonal
-from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, new_transformer, scenes
+from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, new_transformer, noise_levels, scenes
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
 from motionlora.train.progress import Progress
 
@@ -106,6 +106,37 @@ def test_training_scenes_are_normalised_latents_with_their_captions() -> None:
     assert all(caption.endswith("background") for caption in captions)
     again, _ = scenes(3, np.random.default_rng(0), frames=5)
     assert torch.equal(latent, again)
+
+
+@pytest.mark.parametrize(
+    ("frames", "share", "band"), [(1, 0.65, (0.72, 0.97)), (5, 0.65, (0.78, 0.98)), (13, 0.4, (0.78, 0.98))]
+)
+def test_most_steps_train_where_shapes_are_decided_and_the_others_see_every_noise_level(
+    frames: int, share: float, band: tuple[float, float]
+) -> None:
+    generator, latent = np.random.default_rng(0), torch.zeros(4, 1, frames, 1, 1)
+    levels = torch.stack([noise_levels(latent, generator) for _ in range(2000)])
+    deciding = ((levels >= band[0]) & (levels <= band[1])).all(dim=1)
+    assert deciding.float().mean() == pytest.approx(share, abs=0.03)
+    assert levels.min() >= 0
+    assert levels.max() <= 1
+    assert (levels[~deciding] < 0.2).float().mean() > 0.05, "low noise, where edges are drawn, is not left out"
+    assert (levels[deciding].diff(dim=1) > 0.04).all(), "spread over the band within a batch"
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.75])
+def test_the_rate_warms_up_holds_and_falls_to_zero(tmp_path: Path, hold: float) -> None:
+    net = network()
+    progress = Progress(tmp_path, {"net": net}, *optimizers_of(net), 100, 0.02, warmup=10, hold=hold)
+    factors = []
+    for step in range(101):
+        progress.step = step
+        factors.append(progress.shape())
+    assert factors[4] == pytest.approx(0.5, abs=0.01)
+    held = [factor for factor in factors if factor == 1.0]
+    assert len(held) == (0 if hold == 0 else 67), "from the last step of warming up to the last that is held"
+    assert factors[100] == pytest.approx(0, abs=1e-12)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
 def network() -> nn.Sequential:

@@ -17,17 +17,23 @@ from tqdm import tqdm
 class Progress:
     """Iterates over the steps that are left; `update` takes the loss, does the optimiser step, logs and saves.
 
-    Cosine decay to zero after a linear warm-up. Under torchrun all processes take the step of their mean gradient. The
-    state (weights, moments, step) is one safetensors file, written to a temporary name and renamed, so a killed run
-    resumes where it last saved.
+    A linear warm-up, the full rate for the share `hold` of all steps, then cosine decay to zero. Under torchrun all
+    processes take the step of their mean gradient. The state (weights, moments, step) is one safetensors file, written
+    to a temporary name and renamed, so a killed run resumes where it last saved.
     """
 
     def __init__(
-        self, folder: Path, modules: Mapping[str, nn.Module], *optimizers_and_plan, warmup: int, save_every: int = 200
+        self,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        *optimizers_and_plan,
+        warmup: int,
+        hold: float = 0.0,
+        save_every: int = 200,
     ):
         *optimizers, self.steps, self.lr = optimizers_and_plan
         self.folder, self.modules, self.optimizers = folder, modules, optimizers
-        self.warmup, self.save_every = warmup, save_every
+        self.warmup, self.hold, self.save_every = warmup, hold, save_every
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.state = folder / "state.safetensors"
@@ -54,7 +60,8 @@ class Progress:
     def shape(self) -> float:
         """The schedule's factor in 0..1 at the present step."""
         warm = min(1.0, (self.step + 1) / self.warmup)
-        return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        falling = max(0.0, self.step / self.steps - self.hold) / (1 - self.hold)
+        return warm * 0.5 * (1 + math.cos(math.pi * falling))
 
     def update(self, loss: Tensor, figures: dict[str, float], *, clip: float = 1.0) -> None:
         """Backward, clip, optimiser step; one line in the log."""
