@@ -15,7 +15,15 @@ from motionlora.data.sprites import random_scene, render
 from motionlora.heads.short_text import folding, shortened
 from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
 from motionlora.train.muon import Muon, orthogonal
-from motionlora.train.pretrain import WAN_TEXT_LENGTH, Text, new_transformer, noise_levels, scenes
+from motionlora.train.pretrain import (
+    WAN_TEXT_LENGTH,
+    Recipe,
+    Text,
+    new_transformer,
+    noise_levels,
+    scenes,
+    train_transformer,
+)
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
 from motionlora.train.progress import Progress
 
@@ -123,6 +131,20 @@ def test_most_steps_train_where_shapes_are_decided_and_the_others_see_every_nois
     below_half = (levels[~deciding] < 0.5).float().mean()
     assert below_half == pytest.approx(0.25, abs=0.02), "shift 3 puts the first quarter there"
     assert (levels[deciding].diff(dim=1) > 0.04).all(), "spread over the band within a batch"
+
+
+def test_the_recipe_goes_from_single_frames_to_clips_and_keeps_all_lengths(tmp_path: Path) -> None:
+    """The real loop, a step of each kind: what it trains is what it writes, and it goes on from there."""
+    plan = {"work": tmp_path, "image_steps": 2, "short_steps": 1}
+    moved, _ = train_transformer(Recipe(**plan, full_steps=2))
+    rows = [json.loads(line) for line in (tmp_path / "wan" / "log.jsonl").read_text().splitlines()]
+    assert [row["frames"] for row in rows] == [1, 1, 5, 13, 1]
+    assert all(0.2 < row["loss"] < 20 for row in rows)
+    start = new_transformer().state_dict()
+    shares = [not torch.equal(value, start[name]) for name, value in moved.state_dict().items()]
+    assert np.mean(shares) > 0.9
+    kept, _ = train_transformer(Recipe(**plan, full_steps=2), finished=True)
+    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in moved.state_dict().items())
 
 
 @pytest.mark.parametrize("hold", [0.0, 0.75])

@@ -4,8 +4,8 @@ The VAE's encoder is written down (`block_codec.py`), so that the transformer tr
 sprite scenes without ever running it: single frames first (appearance is cheap there), then 17 frames, then all 49. The
 VAE's decoder trains on the same latents. Both resume where they stopped. The result is a diffusers folder.
 
-A sprite's shape is decided in a narrow band of noise: above it nothing is seen, below it the noisy sprite itself shows
-its shape, whatever the caption. Most steps train there (`noise_levels`); without that, shapes stay lumps.
+What a caption says of a sprite's shape counts in a band of noise: above it nothing is seen, below it the noisy sprite
+itself shows its shape. Most steps train there (`noise_levels`).
 """
 
 from collections.abc import Sequence
