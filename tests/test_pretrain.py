@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from motionlora.data.sprites import random_scene, render
+from motionlora.data.sprites import SHAPES, random_scene, render
 from motionlora.heads.short_text import folding, shortened
+from motionlora.heads.tiny import TINY
 from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
 from motionlora.train.muon import Muon, orthogonal
 from motionlora.train.pretrain import (
@@ -21,8 +24,10 @@ from motionlora.train.pretrain import (
     Text,
     new_transformer,
     noise_levels,
+    quicken,
     scenes,
     train_transformer,
+    write,
 )
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
 from motionlora.train.progress import Progress
@@ -133,18 +138,57 @@ def test_most_steps_train_where_shapes_are_decided_and_the_others_see_every_nois
     assert (levels[deciding].diff(dim=1) > 0.04).all(), "spread over the band within a batch"
 
 
+def test_a_fifth_of_the_scenes_have_stars_alone() -> None:
+    _, captions = scenes(400, np.random.default_rng(0), frames=1)
+    shares = {shape: np.mean([f" {shape}" in caption for caption in captions]) for shape in SHAPES}
+    assert shares["star"] == pytest.approx(0.2 + 0.8 * 0.29, abs=0.05), "0.29 of scenes name a shape: some name two"
+    assert shares["square"] == pytest.approx(0.8 * 0.29, abs=0.05)
+
+
 def test_the_recipe_goes_from_single_frames_to_clips_and_keeps_all_lengths(tmp_path: Path) -> None:
     """The real loop, a step of each kind: what it trains is what it writes, and it goes on from there."""
-    plan = {"work": tmp_path, "image_steps": 2, "short_steps": 1}
-    moved, _ = train_transformer(Recipe(**plan, full_steps=2))
+    recipe = Recipe(work=tmp_path, steps=10, compile=False)
+    moved, _ = train_transformer(recipe)
     rows = [json.loads(line) for line in (tmp_path / "wan" / "log.jsonl").read_text().splitlines()]
-    assert [row["frames"] for row in rows] == [1, 1, 5, 13, 1]
+    assert [row["frames"] for row in rows] == [1, 1, 1, 13, 13, 13, 1, 13, 5, 13]
     assert all(0.2 < row["loss"] < 20 for row in rows)
     start = new_transformer().state_dict()
     shares = [not torch.equal(value, start[name]) for name, value in moved.state_dict().items()]
     assert np.mean(shares) > 0.9
-    kept, _ = train_transformer(Recipe(**plan, full_steps=2), finished=True)
+    kept, _ = train_transformer(recipe, finished=True)
     assert all(torch.equal(value, kept.state_dict()[name]) for name, value in moved.state_dict().items())
+
+
+def test_training_goes_on_from_a_folder_and_writes_one_that_the_pipeline_loads(tmp_path: Path) -> None:
+    """Written before any step, it has every weight of the folder it started from."""
+    out = tmp_path / "out"
+    write(Recipe(work=tmp_path / "work", out=out, start=TINY, compile=False))
+    for part in ("transformer", "text_encoder", "vae"):
+        (name,) = (path.name for path in (TINY / part).glob("*.safetensors"))
+        made, started = load_file(out / part / name), load_file(TINY / part / name)
+        assert made.keys() == started.keys()
+        assert all(torch.equal(value, started[key]) for key, value in made.items()), part
+    assert WanPipeline.from_pretrained(out).transformer.config.num_layers == 6
+
+
+def test_products_in_bf16_are_those_of_fp32_to_its_rounding_and_train_the_same_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    quick, stock = new_transformer(), new_transformer()
+    stock.load_state_dict(quick.state_dict())
+    names = [name for name, _ in quick.named_parameters()]
+    quicken(quick, compile=False)
+    latent, embeds = torch.randn(2, Z, 2, 8, 8, generator=generator), torch.randn(2, 7, 64, generator=generator)
+    found = []
+    for network in (quick, stock):
+        out = network(latent, torch.tensor([900.0, 500.0]), embeds, return_dict=False)[0]
+        out.square().mean().backward()
+        weight: Any = network.blocks[0]
+        found.append((out.detach(), weight.attn1.to_q.weight.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.dtype == torch.float32
+        error = float((mine - theirs).norm() / theirs.norm())
+        assert 1e-5 < error < 0.03, "bf16 keeps 8 bits, which is seen"
+    assert [name for name, _ in quick.named_parameters()] == names
 
 
 @pytest.mark.parametrize("hold", [0.0, 0.75])
@@ -263,6 +307,7 @@ def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
+from typing import Any
 from safetensors.torch import save_file
 from motionlora.train.progress import Progress
 dist.init_process_group("gloo")
