@@ -84,16 +84,22 @@ def render(scene: Scene) -> Clip:
     return Clip(np.clip(canvas + 0.5, 0, 255).astype(np.uint8), FPS, scene.caption)
 
 
-def random_scene(generator: np.random.Generator, *, frames: int = FRAMES, speed: float = 1.0) -> Scene:
-    """A scene of the pre-training distribution. `speed` > 1 makes the same motions that many times faster."""
-    pair = generator.random() < 0.18
+def random_scene(
+    generator: np.random.Generator, *, frames: int = FRAMES, speed: float = 1.0, pairs: float = 0.18, bars: float = 0.08
+) -> Scene:
+    """A random scene. `speed` > 1 makes the same motions that many times faster.
+
+    `pairs` and `bars` are the shares of scenes with two sprites and with a bar in front; at their defaults the unseen
+    pairs of caption and seed are drawn by which the embedded model is judged.
+    """
+    pair = generator.random() < pairs
     sprites = _random_sprites(generator, 2 if pair else 1, frames, speed)
     background = str(generator.choice(BACKGROUNDS))
     pan = np.zeros((frames, 2))
     if background in TEXTURED and generator.random() < 0.35:
         pan = random_path(generator, frames, reach=40.0, speed=speed)
         pan -= pan[0]
-    bar = (float(generator.uniform(20, 44)), float(generator.uniform(8, 12))) if generator.random() < 0.08 else None
+    bar = (float(generator.uniform(20, 44)), float(generator.uniform(8, 12))) if generator.random() < bars else None
     return Scene(sprites, background, pan, int(generator.integers(2**31)), bar)
 
 

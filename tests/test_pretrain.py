@@ -162,7 +162,7 @@ def test_the_recipe_goes_from_single_frames_to_clips_and_keeps_all_lengths(tmp_p
 def test_training_goes_on_from_a_folder_and_writes_one_that_the_pipeline_loads(tmp_path: Path) -> None:
     """Written before any step, it has every weight of the folder it started from."""
     out = tmp_path / "out"
-    write(Recipe(work=tmp_path / "work", out=out, start=TINY, compile=False))
+    write(Recipe(work=tmp_path / "work", out=out, base=TINY, compile=False))
     for part in ("transformer", "text_encoder", "vae"):
         (name,) = (path.name for path in (TINY / part).glob("*.safetensors"))
         made, started = load_file(out / part / name), load_file(TINY / part / name)
@@ -307,7 +307,6 @@ def test_the_size_of_muons_update_does_not_depend_on_the_gradient() -> None:
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
-from typing import Any
 from safetensors.torch import save_file
 from motionlora.train.progress import Progress
 dist.init_process_group("gloo")

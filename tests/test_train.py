@@ -16,14 +16,14 @@ from motionlora.data.clip import Clip
 from motionlora.data.errors import InputError, NumbersError, StorageError
 from motionlora.heads.lora_file import load_lora
 from motionlora.heads.wan import WanBackbone
-from motionlora.train import loop
+from motionlora.train import loop, run
 from motionlora.train.checkpoint import checkpoints, load_checkpoint
 from motionlora.train.journal import Journal
 from motionlora.train.lock import holding
 from motionlora.train.refusals import refuse_mute_clips
 from motionlora.train.run import TrainResult, train
 from motionlora.train.settings import TemporalSettings, TrainSettings
-from motionlora.train.stages import check_stride, sparse_clip, temporal_stage
+from motionlora.train.stages import Stage, check_stride, sparse_clip, temporal_stage
 
 CAPTION = "a red circle over a dark background"
 
@@ -423,6 +423,23 @@ def test_a_share_of_samples_is_told_nothing(twin, dropout, least, most):
     assert len(told) == 200
     assert least <= int((told == silent).all((1, 2)).sum()) <= most
     assert int(((told == silent).all((1, 2)) | (told == twin.embed([CAPTION]).embeds).all((1, 2))).sum()) == 200
+
+
+def test_the_temporal_stage_learns_every_look_by_its_own_words(twin, settings, monkeypatch):
+    trained: dict[str, Stage] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_stage", lambda shop, stage, *_, **__: trained.update({stage.name: stage}))
+        train(changed(settings, temporal={"looks": 3}), say=quiet)
+    first, *others = trained["temporal"], *trained["temporal"].others
+    for stage, colour in zip((first, *others), ("red", "blue", "green"), strict=True):
+        assert torch.equal(stage.prompt.embeds, twin.embed([CAPTION.replace("red", colour)]).embeds)
+    assert len({stage.latents.numpy().tobytes() for stage in (first, *others)}) == 3
+    assert not trained["spatial"].others
+    said: list[str] = []
+    short = {"steps": 1, "looks": 3}
+    learned = train(changed(settings, stages=("heads", "temporal"), temporal=short), say=said.append)
+    assert sum("9 of 17 frames in 3 looks" in line for line in said) == 1
+    assert load_lora(learned.paths["temporal"]).provenance["settings"]["temporal"]["looks"] == 3
 
 
 @pytest.mark.parametrize("until", [0.0, 0.6, 0.9])

@@ -1,4 +1,4 @@
-"""How the embedded tiny Wan was made, end to end: `torchrun --nproc_per_node 2 -m motionlora.train.pretrain`.
+"""How a tiny Wan is made, end to end: `torchrun --nproc_per_node 2 -m motionlora.train.pretrain`.
 
 The VAE's encoder is written down (`block_codec.py`), so that the transformer trains on exact latents of endless random
 sprite scenes without ever running it: mostly single frames first (appearance is cheap there), then mostly all 49, with
@@ -38,6 +38,8 @@ DECIDING, DECIDING_IN_CLIPS = (0.72, 0.97), (0.78, 0.98)
 """Noise levels at which a wrong shape in the caption costs most, of single frames and of clips (`results/log.md`)."""
 STARS = 0.2
 """Share of the scenes whose sprites are all made stars, the shape that is learned last."""
+PAIRS, BARS = 0.5, 0.2
+"""Shares of the scenes with two sprites and with a bar in front: which is which, and a star behind a bar, come last."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Recipe:
     """The diffusers folder that is written at the end."""
     parts: tuple[Literal["transformer", "decoder", "write"], ...] = ("transformer", "decoder", "write")
     """What to do, in this order."""
-    start: Path | None = None
+    base: Path | None = None
     """A diffusers folder of this kind whose transformer and text encoder are trained on; none starts anew."""
     steps: int = 12_000
     lr: float = 5e-3
@@ -113,9 +115,9 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
     """The averaged transformer and text encoder after all steps; `finished` takes what there is."""
     torch.manual_seed(recipe.seed)
     transformer, text = new_transformer(), Text()
-    if recipe.start:
+    if recipe.base:
         for part, folder in ((transformer, "transformer"), (text.encoder, "text_encoder")):
-            stored: Any = type(part).from_pretrained(recipe.start, subfolder=folder)
+            stored: Any = type(part).from_pretrained(recipe.base, subfolder=folder)
             part.load_state_dict(stored.state_dict())
     net = nn.ModuleDict({"transformer": transformer, "text": text})
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.998))
@@ -186,7 +188,7 @@ def scenes(
     clips = []
     for index in range(count):
         speed = float(generator.uniform(1, fastest)) if index % 2 else 1.0
-        scene = random_scene(generator, frames=frames, speed=speed)
+        scene = random_scene(generator, frames=frames, speed=speed, pairs=PAIRS, bars=BARS)
         if generator.random() < STARS:
             scene = replace(scene, sprites=tuple(replace(sprite, shape="star") for sprite in scene.sprites))
         clips.append(render(scene))
@@ -231,7 +233,7 @@ def write(recipe: Recipe) -> None:
     (recipe.out / "README.md").write_text(CARD)
 
 
-CARD = f"""# The embedded tiny Wan
+CARD = f"""# The tiny Wan
 
 A text-to-video diffusion model of the sprite world, in the classes of Wan 2.1 (`WanPipeline.from_pretrained` loads it
 unchanged): transformer of 6 blocks and 4 heads of 32, VAE 4 x 4 x 4 with {Z} channels, UMT5 encoder with a tokenizer

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from motionlora.data.errors import InputError
+from motionlora.data.looks import looks
 from motionlora.data.say import silent
 from motionlora.heads.head_map import HeadMap
 from motionlora.heads.lora import MotionLoraHandle, attach, load_into, set_strengths, strengths, unload
@@ -105,7 +106,8 @@ def train_temporal(shop: Workshop, head_map: HeadMap | None) -> None:
         return
     with shop.timed("encode"):
         chosen = temporal_heads(shop, head_map)
-        stage = of_all(temporal_stage(model, clip, chosen, settings) for clip in shop.clips)
+        shown = [look for clip in shop.clips for look in looks(clip, settings.temporal.looks)]
+        stage = of_all(temporal_stage(model, look, chosen, settings) for look in shown)
     spatial = shop.lora_file("spatial")
     if head_map is None or settings.spatial.steps == 0 or not spatial.exists():
         train_stage(shop, stage, head_map, under="")
@@ -188,17 +190,18 @@ def train_stage(shop: Workshop, stage: Stage, head_map: HeadMap | None, *, under
 
 def _announce(shop: Workshop, stage: Stage, layers: MotionLoraHandle, start: Checkpoint | None, path: Path) -> None:
     clip, grid = shop.clip, shop.model.grid(stage.latents[:1])
-    count = layers.parameter_count()
+    numbers = layers.parameter_count()
     frames = (
         f"{clip.frames} single frames" if stage.name == "spatial" else f"{4 * grid.frames - 3} of {clip.frames} frames"
     )
     frames += f" of each of {len(shop.clips)} clips" if len(shop.clips) > 1 else ""
+    frames += f" in {count} looks" if (count := (1 + len(stage.others)) // len(shop.clips)) > 1 else ""
     slow = "; blocks are compiled in the first step, which may take minutes" if shop.settings.compile else ""
     since = f"from step {start.step + 1}, " if start else ""
     shop.say(
         f"{stage.name} stage: {frames} of {clip.width}x{clip.height}, {grid.tokens} tokens "
         f"({grid.frames} x {grid.height} x {grid.width}), {int(stage.chosen.sum())} of {stage.chosen.size} heads, "
-        f"{count:,} trainable parameters; {since}{stage.settings.steps} steps on {shop.accelerator.device}; "
+        f"{numbers:,} trainable parameters; {since}{stage.settings.steps} steps on {shop.accelerator.device}; "
         f"checkpoints, logs and {path.name} go to {shop.settings.out}{slow}"
     )
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from motionlora.data.limits import Limits
+from motionlora.data.looks import LOOKS
 from motionlora.data.settings import Settings
 from motionlora.heads.settings import HeadSettings, LoraSettings
 from motionlora.infer.settings import MemoryMode, SampleSettings
@@ -63,6 +64,9 @@ class TemporalSettings(Settings):
     things go is decided at high noise)."""
     stride: int = Field(default=5, ge=1)
     """Every stride-th pixel frame is kept: 5 makes 17 of 81. 1 trains on all frames."""
+    looks: int = Field(default=1, ge=1, le=LOOKS)
+    """In how many looks the clip is learned: 1 its own, 3 also with red, green and blue turned round, 6 negatives too.
+    The caption's colours change likewise. A motion learned in several is less bound to one (ours; release: 1)."""
     positions: PositionKind = "aligned"
     """Time positions of the sparse latent frames. `aligned` is where their content lies in the full clip."""
     motion: Motion = "frame"
