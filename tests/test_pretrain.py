@@ -23,12 +23,11 @@ from motionlora.train.pretrain import (
     Recipe,
     Text,
     new_transformer,
-    noise_levels,
     quicken,
-    scenes,
     train_transformer,
     write,
 )
+from motionlora.train.pretrain_data import draw, noise_levels, scenes
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
 from motionlora.train.progress import Progress
 
@@ -138,14 +137,23 @@ def test_most_steps_train_where_shapes_are_decided_and_the_others_see_every_nois
     assert (levels[deciding].diff(dim=1) > 0.04).all(), "spread over the band within a batch"
 
 
-def test_a_fifth_of_the_scenes_have_stars_alone() -> None:
-    _, captions = scenes(400, np.random.default_rng(0), frames=1)
-    shares = {shape: np.mean([f" {shape}" in caption for caption in captions]) for shape in SHAPES}
-    assert shares["star"] == pytest.approx(0.2 + 0.8 * 0.29, abs=0.05), "0.29 of scenes name a shape: some name two"
-    assert shares["square"] == pytest.approx(0.8 * 0.29, abs=0.05)
+def test_scenes_hold_pairs_bars_and_stars_as_often_as_said() -> None:
+    _, captions = scenes(600, np.random.default_rng(0), frames=1)
+    share = {word: np.mean([f" {word}" in caption for caption in captions]) for word in ("and", "bar", *SHAPES)}
+    named = 1 - (0.5 * 0.75 + 0.5 * 0.75**2)
+    assert share["and"] == pytest.approx(0.5, abs=0.06)
+    assert share["bar"] == pytest.approx(0.2, abs=0.05)
+    assert share["star"] == pytest.approx(0.2 + 0.8 * named, abs=0.06)
+    assert share["square"] == pytest.approx(0.8 * named + 0.2 * 0.5 * 0.25, abs=0.06), "one of a pair stays"
 
 
-def test_the_recipe_goes_from_single_frames_to_clips_and_keeps_all_lengths(tmp_path: Path) -> None:
+def test_single_frames_come_first_and_every_length_comes_always() -> None:
+    for early, frames in ((True, [1, 1, 1, 13, 1, 5, 1, 1, 13, 1]), (False, [1, 13, 13, 1, 13, 13, 1, 13, 5, 13])):
+        batches = [draw(step, np.random.default_rng(step), early=early)[0] for step in range(10)]
+        assert [latent.shape[2] for latent in batches] == frames
+
+
+def test_the_recipe_starts_early_and_ends_late(tmp_path: Path) -> None:
     """The real loop, a step of each kind: what it trains is what it writes, and it goes on from there."""
     recipe = Recipe(work=tmp_path, steps=10, compile=False)
     moved, _ = train_transformer(recipe)
@@ -169,6 +177,13 @@ def test_training_goes_on_from_a_folder_and_writes_one_that_the_pipeline_loads(t
         assert made.keys() == started.keys()
         assert all(torch.equal(value, started[key]) for key, value in made.items()), part
     assert WanPipeline.from_pretrained(out).transformer.config.num_layers == 6
+
+
+def test_from_a_base_on_whole_clips_come_at_once(tmp_path: Path) -> None:
+    train_transformer(Recipe(work=tmp_path, base=TINY, steps=5, compile=False))
+    rows = [json.loads(line) for line in (tmp_path / "wan" / "log.jsonl").read_text().splitlines()]
+    assert [row["frames"] for row in rows] == [1, 13, 13, 1, 13]
+    assert rows[0]["loss"] < 1, "an untrained network starts above"
 
 
 def test_products_in_bf16_are_those_of_fp32_to_its_rounding_and_train_the_same_weights() -> None:

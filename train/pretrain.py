@@ -3,14 +3,11 @@
 The VAE's encoder is written down (`block_codec.py`), so that the transformer trains on exact latents of endless random
 sprite scenes without ever running it: mostly single frames first (appearance is cheap there), then mostly all 49, with
 17 and the others always among them, since what is left out is forgotten. The VAE's decoder trains on the same latents.
-Both resume where they stopped. The result is a diffusers folder.
-
-What a caption says of a sprite's shape counts in a band of noise: above it nothing is seen, below it the noisy sprite
-itself shows its shape. Most steps train there (`noise_levels`).
+Both resume where they stopped. The result is a diffusers folder. What a step is given is in `pretrain_data.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,23 +20,18 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from motionlora.data.sprites import BACKGROUNDS, COLOURS, FRAMES, SHAPES, random_scene, render
+from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES
 from motionlora.heads.short_text import folding, shortened
 from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write_pipeline
-from motionlora.train.block_codec import Z, normalised, raw_latent
+from motionlora.train.block_codec import Z
 from motionlora.train.muon import Muon
+from motionlora.train.pretrain_data import draw, noise_levels
 from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
 from motionlora.train.progress import Progress, process
 
 WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
 TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
-SHIFT, TRAIN_SHIFT = 2.0, 3.0
-DECIDING, DECIDING_IN_CLIPS = (0.72, 0.97), (0.78, 0.98)
-"""Noise levels at which a wrong shape in the caption costs most, of single frames and of clips (`results/log.md`)."""
-STARS = 0.2
-"""Share of the scenes whose sprites are all made stars, the shape that is learned last."""
-PAIRS, BARS = 0.5, 0.2
-"""Shares of the scenes with two sprites and with a bar in front: which is which, and a star behind a bar, come last."""
+SHIFT = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,11 +40,11 @@ class Recipe:
 
     Steps are those of each of two processes, whose gradients are averaged.
 
-    `results/next_base` was made from the embedded model by a script with these steps, noise and rate (which fell on a
-    straight line; bf16 by autocast around all but attention), 12 000 steps in 93 minutes. The embedded model itself is
-    older: 4 000 steps on an earlier sprite world (tilted shapes, textures of any period), then 1 800 of single frames,
-    600 of 17 and 4 600 of 49 on this one, at noise from the shift alone, with batches of 40, 8 and 3 and cosines whose
-    plans were cut. This recipe from nothing was not tried.
+    The embedded model was made in three runs from the one before it: 12 000 steps by a script with this noise and rate
+    (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes; 4 200 at 4e-3 with the pairs
+    and bars of now, single frames first, 31 minutes; and 7 000 at 4e-3 with `base`, as the recipe stands, 57 minutes.
+    The one before: 4 000 steps on an earlier sprite world (tilted shapes, textures of any period), then 1 800 of single
+    frames, 600 of 17 and 4 600 of 49 on this one, noise from the shift alone. This recipe from nothing was not tried.
     """
 
     work: Path = Path("runs/pretrain")
@@ -62,7 +54,8 @@ class Recipe:
     parts: tuple[Literal["transformer", "decoder", "write"], ...] = ("transformer", "decoder", "write")
     """What to do, in this order."""
     base: Path | None = None
-    """A diffusers folder of this kind whose transformer and text encoder are trained on; none starts anew."""
+    """A diffusers folder of this kind whose transformer and text encoder are trained on, with whole clips from the
+    start, for it has learned looks; none starts anew."""
     steps: int = 12_000
     lr: float = 5e-3
     compile: bool = True
@@ -128,7 +121,7 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
     with folding(transformer):
         for step in () if finished else progress:
             generator = np.random.default_rng((recipe.seed, step, process()))
-            latent, captions = draw(recipe, step, generator)
+            latent, captions = draw(step, generator, early=recipe.base is None and step < 0.4 * recipe.steps)
             embeds = text(["" if generator.random() < 0.1 else caption for caption in captions])
             noise = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32))
             time = noise_levels(latent, generator).view(-1, 1, 1, 1, 1)
@@ -155,44 +148,6 @@ def quicken(transformer: WanTransformer3DModel, *, compile: bool) -> None:
             layer.__class__ = Bf16Product
     if compile:
         transformer.compile_repeated_blocks(dynamic=False)
-
-
-def draw(recipe: Recipe, step: int, generator: np.random.Generator) -> tuple[Tensor, list[str]]:
-    """The batch of a step. Of ten: 7 single frames, 1 of 17, 2 whole clips; after two fifths of all steps 3, 1, 6."""
-    place = step % 10
-    early = step < 0.4 * recipe.steps
-    if place == (5 if early else 8):
-        return scenes(5, generator, frames=17, fastest=3.0)
-    if place in ((3, 8) if early else (1, 2, 4, 5, 7, 9)):
-        return scenes(2, generator, frames=FRAMES)
-    return scenes(24, generator, frames=1)
-
-
-def noise_levels(latent: Tensor, generator: np.random.Generator) -> Tensor:
-    """Noise levels "b" in 0..1, spread evenly over the batch: in most steps over `DECIDING`, else over all, shifted.
-
-    Whole clips see all levels in 6 of 10 steps, not 3.5, because how they move is to be learned as well.
-    """
-    frames, count = latent.shape[2], len(latent)
-    u = torch.from_numpy((np.arange(count) + generator.random()) / count).float()
-    if generator.random() < (0.6 if frames == 1 + (FRAMES - 1) // 4 else 0.35):
-        return TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)
-    low, high = DECIDING if frames == 1 else DECIDING_IN_CLIPS
-    return low + (high - low) * u
-
-
-def scenes(
-    count: int, generator: np.random.Generator, *, frames: int, fastest: float = 1.0
-) -> tuple[Tensor, list[str]]:
-    """Normalised latents of random scenes, "b c f h w", with captions; half of them up to `fastest` times as fast."""
-    clips = []
-    for index in range(count):
-        speed = float(generator.uniform(1, fastest)) if index % 2 else 1.0
-        scene = random_scene(generator, frames=frames, speed=speed, pairs=PAIRS, bars=BARS)
-        if generator.random() < STARS:
-            scene = replace(scene, sprites=tuple(replace(sprite, shape="star") for sprite in scene.sprites))
-        clips.append(render(scene))
-    return torch.stack([normalised(raw_latent(clip.pixels)) for clip in clips]), [clip.caption for clip in clips]
 
 
 def _optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
