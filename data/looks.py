@@ -16,7 +16,7 @@ from motionlora.data.clip import Clip
 ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 LOOKS = 2 * len(ORDERS)
 """Three turns of the hues, and the negative of each: of every hue all six."""
-HUES = {
+HUES: dict[str, tuple[int, ...]] = {
     "red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "cyan": (0, 1, 1), "magenta": (1, 0, 1),
     "yellow": (1, 1, 0), "black": (0, 0, 0), "white": (1, 1, 1),
 }  # fmt: skip
