@@ -40,11 +40,11 @@ class Recipe:
 
     Steps are those of each of two processes, whose gradients are averaged.
 
-    The embedded model was made in three runs from the one before it: 12 000 steps by a script with this noise and rate
-    (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes; 4 200 at 4e-3 with the pairs
-    and bars of now, single frames first, 31 minutes; and 7 000 at 4e-3 with `base`, as the recipe stands, 57 minutes.
-    The one before: 4 000 steps on an earlier sprite world (tilted shapes, textures of any period), then 1 800 of single
-    frames, 600 of 17 and 4 600 of 49 on this one, noise from the shift alone. This recipe from nothing was not tried.
+    The embedded model was made in two runs from the one before it: 12 000 steps by a script with this noise and rate
+    (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes, and 4 200 at 4e-3 with the
+    pairs and bars of now, single frames first, all sprites of a fifth of the scenes stars, 31 minutes. The one before:
+    4 000 steps on an earlier sprite world (tilted shapes, textures of any period), then 1 800 of single frames, 600 of
+    17 and 4 600 of 49 on this one, noise from the shift alone. This recipe from nothing was not tried.
     """
 
     work: Path = Path("runs/pretrain")
@@ -197,7 +197,8 @@ made from a word list, Euler scheduler with shift {SHIFT}. Clips of 64 x 64 pixe
 * For: seeing and measuring motion transfer on a CPU in minutes. Not for anything else: it draws coloured shapes only.
 * Captions: "a COLOUR SHAPE on a BACKGROUND background", with " and a COLOUR SHAPE" and " behind a grey bar" if wanted.
   Colours: {", ".join(COLOURS)}. Shapes: {", ".join(SHAPES)}. Backgrounds: {", ".join(BACKGROUNDS)}. Lower case.
-* Made by `python -m motionlora.train.pretrain`, from made-up clips only; the VAE's encoder is written, not trained.
+* Made by `python -m motionlora.train.pretrain` (see its `Recipe`), from made-up clips only; the VAE's encoder is
+  written, not trained.
 * How good it is, measured: `results/tiny_wan.md` of the project. License: Apache-2.0.
 """
 
