@@ -8,10 +8,10 @@ onto one another, so that the caption's words can be exchanged with them. Ours.
 import re
 from dataclasses import replace
 from itertools import product
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from motionlora.data.clip import Clip
+if TYPE_CHECKING:
+    from motionlora.data.clip import Clip
 
 ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 LOOKS = 2 * len(ORDERS)
@@ -27,16 +27,16 @@ BETWEEN = ("orange", "brown", "purple", "violet", "pink", "turquoise", "golden",
 """Words of colours that have no counterpart: left out of the caption of every look but the clip's own."""
 
 
-def looks(clip: Clip, count: int) -> list[Clip]:
+def looks(clip: "Clip", count: int) -> "list[Clip]":
     """The first `count` of 1 to `LOOKS` looks: the clip itself, its channels turned round, then negatives."""
     ways = product((False, True), ORDERS)
     return [_look(clip, order, negative) for _, (negative, order) in zip(range(count), ways, strict=False)]
 
 
-def _look(clip: Clip, order: tuple[int, ...], negative: bool) -> Clip:
+def _look(clip: "Clip", order: tuple[int, ...], negative: bool) -> "Clip":
     if order == ORDERS[0] and not negative:
         return clip
-    pixels = np.ascontiguousarray(clip.pixels[..., list(order)])
+    pixels = clip.pixels[..., list(order)].copy()
     return replace(clip, pixels=255 - pixels if negative else pixels, caption=_reworded(clip.caption, order, negative))
 
 

@@ -333,8 +333,8 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_rest_is_lea
 
 
 def test_lessons_that_go_on_from_each_other_are_of_one_process(settings: AblationSettings) -> None:
-    """Those of fewer steps first; all others may go to anybody."""
-    recipe, pairs = recipe_of(settings), protocol_pairs("sweep")[:2]
+    """Those of fewer steps first, where the rate does not fall by their number; all others may go to anybody."""
+    recipe, pairs = recipe_of(settings).model_copy(update={"schedule": "constant"}), protocol_pairs("sweep")[:2]
     steps, rank = (
         planned(ablation, pairs, recipe, "twin", settings.out)
         for ablation in chosen_ablations(("steps", "rank"), recipe)
@@ -344,6 +344,9 @@ def test_lessons_that_go_on_from_each_other_are_of_one_process(settings: Ablatio
     assert counts == [sorted(counts[0])] * 2
     assert len(counts[0]) > 2
     assert rank.neighbours == [[at] for at in range(10)]
+    falling = recipe.model_copy(update={"schedule": "cosine"})
+    (steps,) = (planned(one, pairs, falling, "twin", settings.out) for one in chosen_ablations(("steps",), falling))
+    assert all(len(unit) == 1 for unit in steps.neighbours)
 
 
 @pytest.mark.parametrize("words", ["bench sprites ablation", "train --clips refs"])
