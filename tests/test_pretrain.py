@@ -19,9 +19,7 @@ from motionlora.heads.tiny import TINY
 from motionlora.train.block_codec import Z, new_vae, normalised, raw_latent
 from motionlora.train.muon import Muon, orthogonal
 from motionlora.train.pretrain import (
-    WAN_TEXT_LENGTH,
     Recipe,
-    Text,
     new_transformer,
     quicken,
     train_transformer,
@@ -29,6 +27,7 @@ from motionlora.train.pretrain import (
 )
 from motionlora.train.pretrain_data import draw, noise_levels, scenes
 from motionlora.train.pretrain_decoder import decoded, fast_norms, start_near_linear
+from motionlora.train.pretrain_text import TEXT_LENGTH, WAN_TEXT_LENGTH, Text, listening
 from motionlora.train.progress import Progress
 
 
@@ -177,6 +176,24 @@ def test_training_goes_on_from_a_folder_and_writes_one_that_the_pipeline_loads(t
         assert made.keys() == started.keys()
         assert all(torch.equal(value, started[key]) for key, value in made.items()), part
     assert WanPipeline.from_pretrained(out).transformer.config.num_layers == 6
+
+
+def test_an_encoder_that_listens_keeps_its_words_and_tells_whose_colour_it_is() -> None:
+    text = Text()
+    orders = ["a red star and a blue circle on a dark background", "a blue star and a red circle on a dark background"]
+    ids, mask = text.tokens(orders)
+    silent, heard = listening(text, orders, strength=0.0), listening(text, orders)
+    before, kept, now = (encoder(orders)[:, :TEXT_LENGTH] for encoder in (text, silent, heard))
+    assert torch.equal(heard.tokens(orders)[0], ids)
+    assert not kept[mask == 0].any()
+    star = int(ids[0][2])
+    assert (ids[:, 2] == star).all()
+    assert torch.equal(kept[0, 2], kept[1, 2]), "nothing but the word itself"
+    of_mean = nn.functional.cosine_similarity(kept[0, 2], before[:, 2].mean(0), dim=0)
+    assert of_mean > 0.99, "each word means what the former encoder made of it"
+    size = kept[0, 2].norm()
+    assert 0.2 * size < (now[0, 2] - now[1, 2]).norm() < 1.5 * size, "a star is told by the colour before it"
+    assert 0.2 * size < (now[0, 2] - kept[0, 2]).norm() < size
 
 
 def test_from_a_base_on_whole_clips_come_at_once(tmp_path: Path) -> None:

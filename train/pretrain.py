@@ -6,7 +6,6 @@ sprite scenes without ever running it: mostly single frames first (appearance is
 Both resume where they stopped. The result is a diffusers folder. What a step is given is in `pretrain_data.py`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +19,16 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES
+from motionlora.data.sprites import BACKGROUNDS, COLOURS, SHAPES, random_scene
 from motionlora.heads.short_text import folding, shortened
-from motionlora.heads.tiny import TINY, make_tokenizer, tiny_text_encoder, write_pipeline
+from motionlora.heads.tiny import TINY, write_pipeline
 from motionlora.train.block_codec import Z
 from motionlora.train.muon import Muon
 from motionlora.train.pretrain_data import draw, noise_levels
 from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
+from motionlora.train.pretrain_text import Text, listening
 from motionlora.train.progress import Progress, process
 
-WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, "a", "and", "behind", "grey", "bar", "on", "background")
-TEXT_LENGTH, WAN_TEXT_LENGTH = 20, 512
 SHIFT = 2.0
 
 
@@ -56,6 +54,8 @@ class Recipe:
     base: Path | None = None
     """A diffusers folder of this kind whose transformer and text encoder are trained on, with whole clips from the
     start, for it has learned looks; none starts anew."""
+    listen: bool = False
+    """Starts with a text encoder whose words hear the one before (`pretrain_text.listening`)."""
     steps: int = 12_000
     lr: float = 5e-3
     compile: bool = True
@@ -89,21 +89,6 @@ def local_bias(strength: float = 3.0) -> Tensor:
     return bias
 
 
-class Text(nn.Module):
-    """Captions to embeddings "b 512 64", zeros after the end; trained with the transformer."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokenizer = make_tokenizer(WORDS)
-        self.encoder = tiny_text_encoder(len(self.tokenizer))
-
-    def forward(self, captions: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(captions), padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
-        mask: Tensor = tokens.attention_mask  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-        embeds = self.encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
-        return nn.functional.pad(embeds, (0, 0, 0, WAN_TEXT_LENGTH - TEXT_LENGTH))
-
-
 def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTransformer3DModel, Text]:
     """The averaged transformer and text encoder after all steps; `finished` takes what there is."""
     torch.manual_seed(recipe.seed)
@@ -112,6 +97,9 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
         for part, folder in ((transformer, "transformer"), (text.encoder, "text_encoder")):
             stored: Any = type(part).from_pretrained(recipe.base, subfolder=folder)
             part.load_state_dict(stored.state_dict())
+    if recipe.listen:
+        draws = np.random.default_rng(recipe.seed)
+        text = listening(text, [random_scene(draws, frames=1, bars=0.2).caption for _ in range(300)])
     net = nn.ModuleDict({"transformer": transformer, "text": text})
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     modules = {"net": net, "average": average}
