@@ -1,6 +1,7 @@
 """How good is the embedded tiny Wan? Unseen caption-seed pairs, looked at by the recognisers; VAE reconstruction in dB.
 
     python tests/bench_tiny.py --pairs 128         about a quarter of an hour on two cores; writes results/tiny_wan.*
+                                                   and the first eight pairs as the model card's samples
 
 Bars: colour right in 95 %, shape in 85 %, number of sprites in 90 % of pairs (in most of the frames looked at);
 reconstruction of held-out clips at least 30 dB; the motion varies from seed to seed.
@@ -19,9 +20,11 @@ import numpy as np
 from motionlora.data.benchmark import Case, references
 from motionlora.data.clip import Clip
 from motionlora.data.sprites import Scene, random_scene, render
+from motionlora.heads.tiny import TINY
 from motionlora.heads.wan import WanBackbone
 from motionlora.infer.measure_direction import main_path
 from motionlora.infer.measure_sprites import observe
+from motionlora.infer.sheet import contact_sheet
 from motionlora.train.command import settings_of
 from motionlora.train.demo import shown
 
@@ -31,12 +34,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--psnr-clips", type=int, default=32)
     parser.add_argument("--results", type=Path, default=Path("results/tiny_wan"))
+    parser.add_argument("--samples", type=Path, default=TINY / "samples.png")
     chosen = parser.parse_args()
     model = WanBackbone.load("tiny")
     generator = np.random.default_rng(20_001)
     scenes = [random_scene(generator, frames=2) for _ in range(chosen.pairs)]
     pairs = [Case(references()[0], "scene", scene, 1000 + index) for index, scene in enumerate(scenes)]
-    seen = [observe(clip.pixels) for clip in shown(model, pairs, None, "unseen pairs")]
+    clips = shown(model, pairs, None, "unseen pairs")
+    contact_sheet([(scene.caption, clip) for scene, clip in zip(scenes, clips[:8], strict=False)], chosen.samples)
+    seen = [observe(clip.pixels) for clip in clips]
     rights = [right(view.blobs, view.background, scene) for view, scene in zip(seen, scenes, strict=True)]
     shares = {name: mean(r[name] for r in rights) for name in ("colour", "shape", "count", "background")}
     same = [Case(references()[0], "scene", references()[0].scene, seed) for seed in range(6)]

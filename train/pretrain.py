@@ -38,11 +38,13 @@ class Recipe:
 
     Steps are those of each of two processes, whose gradients are averaged.
 
-    The embedded model was made in two runs from the one before it: 12 000 steps by a script with this noise and rate
-    (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes, and 4 200 at 4e-3 with the
-    pairs and bars of now, single frames first, all sprites of a fifth of the scenes stars, 31 minutes. The one before:
-    4 000 steps on an earlier sprite world (tilted shapes, textures of any period), then 1 800 of single frames, 600 of
-    17 and 4 600 of 49 on this one, noise from the shift alone. This recipe from nothing was not tried.
+    The embedded model was made in four runs from the one before it: 12 000 steps by a script with this noise and rate
+    (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes; 4 200 at 4e-3 with the
+    pairs and bars of now, single frames first, all sprites of a fifth of the scenes stars, 31 minutes; 2 400 by a
+    script with `listen`, single frames alone, the last 1 500 all pairs, 18 minutes; and 8 000 at 4e-3 by this recipe
+    with `base`, 63 minutes. The one before: 4 000 steps on an earlier sprite world (tilted shapes, textures of any
+    period), then 1 800 of single frames, 600 of 17 and 4 600 of 49 on this one, noise from the shift alone. This
+    recipe from nothing was not tried.
     """
 
     work: Path = Path("runs/pretrain")
