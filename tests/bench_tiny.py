@@ -41,7 +41,7 @@ def main() -> None:
     scenes = [random_scene(generator, frames=2) for _ in range(chosen.pairs)]
     pairs = [Case(references()[0], "scene", scene, 1000 + index) for index, scene in enumerate(scenes)]
     clips = shown(model, pairs, None, "unseen pairs")
-    contact_sheet([(scene.caption, clip) for scene, clip in zip(scenes, clips[:8], strict=False)], chosen.samples)
+    contact_sheet([(scene.caption, clip) for scene, clip in zip(scenes[:8], clips[:8], strict=True)], chosen.samples)
     seen = [observe(clip.pixels) for clip in clips]
     rights = [right(view.blobs, view.background, scene) for view, scene in zip(seen, scenes, strict=True)]
     shares = {name: mean(r[name] for r in rights) for name in ("colour", "shape", "count", "background")}

@@ -1,5 +1,7 @@
 """The embedded tiny Wan: what it is, and that a motion really moves on it (the measured figures are in results/)."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,12 @@ def tiny() -> WanBackbone:
 def test_it_ships_small_without_pickles_and_with_its_card():
     files = [path for path in TINY.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16 * 2**20
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".model"}
-    assert "sprite world" in (TINY / "README.md").read_text()
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".model", ".png"}
+    card = (TINY / "README.md").read_text()
+    assert "sprite world" in card
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", card)
+    assert pictures
+    assert all((TINY / picture).is_file() for picture in pictures)
 
 
 def test_the_vae_gives_a_held_out_clip_back(tiny: WanBackbone):
@@ -50,6 +56,28 @@ def test_without_guidance_and_lora_it_is_the_stock_pipeline_bit_for_bit(tiny: Wa
         output_type="latent", return_dict=False,
     )  # fmt: skip
     assert torch.equal(sample(walk, NoGuidance()), stock[0])
+
+
+def test_captions_say_which_sprite_has_which_shape(tiny: WanBackbone):
+    """A text encoder that passes on a bag of words makes the two captions one."""
+    draws = np.random.default_rng(77)
+    scenes, exchanged = [], []
+    while len(scenes) < 12:
+        scene = random_scene(draws, frames=1, pairs=1.0, bars=0.0)
+        one, other = scene.sprites
+        if one.shape != other.shape and one.colour != other.colour:
+            scenes.append(scene)
+            sprites = (replace(one, shape=other.shape), replace(other, shape=one.shape))
+            exchanged.append(replace(scene, sprites=sprites).caption)
+    latent = torch.cat([tiny.encode(render(scene)) for scene in scenes])
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    time = torch.full([len(scenes)], 0.85)
+
+    def error(captions: list[str]) -> float:
+        velocity = tiny.velocity(latent.lerp(noise, 0.85), time, tiny.embed(captions))
+        return float((velocity - (noise - latent)).square().mean())
+
+    assert error(exchanged) > 1.2 * error([scene.caption for scene in scenes])
 
 
 @pytest.mark.slow
