@@ -196,6 +196,16 @@ def test_an_encoder_that_listens_keeps_its_words_and_tells_whose_colour_it_is() 
     assert 0.2 * size < (now[0, 2] - kept[0, 2]).norm() < size
 
 
+def test_the_recipe_listens_where_it_is_told_to(tmp_path: Path) -> None:
+    def last_ears(*, listen: bool) -> torch.Tensor:
+        _, text = train_transformer(Recipe(work=tmp_path, base=TINY, listen=listen, compile=False), finished=True)
+        encoder: Any = text.encoder.encoder
+        return encoder.block[-1].layer[0].SelfAttention.o.weight
+
+    assert last_ears(listen=False).any(), "those of the base"
+    assert not last_ears(listen=True).any(), "nothing to add yet"
+
+
 def test_from_a_base_on_whole_clips_come_at_once(tmp_path: Path) -> None:
     train_transformer(Recipe(work=tmp_path, base=TINY, steps=5, compile=False))
     rows = [json.loads(line) for line in (tmp_path / "wan" / "log.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ from motionlora.heads.short_text import folding, shortened
 from motionlora.heads.tiny import TINY, write_pipeline
 from motionlora.train.block_codec import Z
 from motionlora.train.muon import Muon
-from motionlora.train.pretrain_data import draw, noise_levels
+from motionlora.train.pretrain_data import BARS, draw, noise_levels
 from motionlora.train.pretrain_decoder import DecoderRecipe, train_decoder
 from motionlora.train.pretrain_text import Text, listening
 from motionlora.train.progress import Progress, process
@@ -41,7 +41,7 @@ class Recipe:
     The embedded model was made in four runs from the one before it: 12 000 steps by a script with this noise and rate
     (which fell on a straight line; bf16 by autocast around all but attention), 93 minutes; 4 200 at 4e-3 with the
     pairs and bars of now, single frames first, all sprites of a fifth of the scenes stars, 31 minutes; 2 400 by a
-    script with `listen`, single frames alone, the last 1 500 all pairs, 18 minutes; and 8 000 at 4e-3 by this recipe
+    script with `listening`, single frames alone, the last 1 500 all pairs, 18 minutes; and 8 000 at 4e-3 by this recipe
     with `base`, 63 minutes. The one before: 4 000 steps on an earlier sprite world (tilted shapes, textures of any
     period), then 1 800 of single frames, 600 of 17 and 4 600 of 49 on this one, noise from the shift alone. This
     recipe from nothing was not tried.
@@ -101,7 +101,7 @@ def train_transformer(recipe: Recipe, *, finished: bool = False) -> tuple[WanTra
             part.load_state_dict(stored.state_dict())
     if recipe.listen:
         draws = np.random.default_rng(recipe.seed)
-        text = listening(text, [random_scene(draws, frames=1, bars=0.2).caption for _ in range(300)])
+        text = listening(text, [random_scene(draws, frames=1, bars=BARS).caption for _ in range(300)])
     net = nn.ModuleDict({"transformer": transformer, "text": text})
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     modules = {"net": net, "average": average}

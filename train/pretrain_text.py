@@ -45,6 +45,7 @@ def listening(text: Text, captions: Sequence[str], strength: float = 0.5) -> Tex
 
     Its layers add nothing yet, but for two heads of the first, which add the word before, turned, at `strength` times
     a word's size. The colour that stands before a shape's word so arrives with it.
+    Words that no caption has start anew.
     """
     ids, mask = text.tokens(captions)
     said = text(captions)[:, :TEXT_LENGTH] / text.encoder.encoder.final_layer_norm.weight
